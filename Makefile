@@ -1,0 +1,52 @@
+# Every target makes the virtual environment .venv first if there is none, or if the dependencies
+# in pyproject.toml have changed.  PYTHON chooses the interpreter it is made with.
+
+PYTHON ?= $(firstword $(foreach v,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(v) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(v))))
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test matrix soak bench lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/pglean demo $(ARGS)
+
+# What a change has to pass: style, types, and all tests on the servers that are at hand.
+test: lint
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# The tests that need a server, on PostgreSQL 14 to 19; MATRIX="14 15" restricts it.
+matrix: $(STAMP)
+	$(BIN)/python scripts/matrix.py $(MATRIX)
+
+# Hours of random load and faults: SOAK="--minutes 60" and the like goes to the program.
+soak: $(STAMP)
+	$(BIN)/python bench/soak.py $(SOAK)
+
+bench: $(STAMP)
+	$(BIN)/python bench/run.py $(BENCH)
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv .servers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none was found" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		$(PYTHON) -c 'import sys; v = "python%d.%d" % sys.version_info[:2]; \
+			print(v, "cannot make virtual environments; on Debian: apt-get install", v + "-venv")' >&2; \
+		exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

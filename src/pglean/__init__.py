@@ -1,0 +1,35 @@
+"""pglean: online table maintenance for PostgreSQL, with nothing installed on the server.
+
+    import pglean
+    with pglean.connect("postgresql:///shop") as db:
+        result = db.repack("public.orders", jobs=4, on_progress=print)
+        print(result.bytes_before, result.bytes_after, result.exclusive_lock_ms)
+
+Errors are the tree in `pglean.errors`.
+"""
+
+from pglean import errors
+from pglean.api import Database, connect
+from pglean.errors import Finding, PgleanError
+from pglean.options import Options, Verify
+from pglean.progress import Progress
+from pglean.result import RelationSize, Result
+from pglean.rewrite.job import Status
+from pglean.rewrite.plan import Plan
+from pglean.version import __version__
+
+__all__ = [
+    "Database",
+    "Finding",
+    "Options",
+    "PgleanError",
+    "Plan",
+    "Progress",
+    "RelationSize",
+    "Result",
+    "Status",
+    "Verify",
+    "__version__",
+    "connect",
+    "errors",
+]

@@ -1,0 +1,158 @@
+"""Capture by row triggers: three functions of fixed text that write the key, and nothing else, to the change table.
+
+* AFTER ROW: they see what was really stored, after all BEFORE triggers and ON CONFLICT. Whether other AFTER triggers run
+  earlier or later, or change the same row again, is of no matter: that a key was touched is true in any order.
+* ENABLE ALWAYS: replication workers and sessions with session_replication_role = replica are seen too.
+* SECURITY DEFINER, owned by us: the application needs no right on the change table. All names in the text are
+  qualified, down to the operators, so no search path can bend it; a SET clause on the function for the same purpose
+  would cost the application more than the rest of the trigger does.
+* An UPDATE records the old key only where it differs. Differences are taken by image (``*<>``), which calls no code of
+  the type's owner, or by ``<>`` of the server itself for its own types. An image that differs while the key is equal
+  records both: harmless.
+* Keys are recorded without their domain: no domain's check runs with our rights, ALTER DOMAIN is not in the way.
+
+Identity: OID and xmin of each pg_trigger row. ALTER TABLE … DISABLE TRIGGER and ENABLE again leaves everything as
+it was, except the xmin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import sql
+
+from pglean.catalog import relation
+from pglean.errors import CaptureGap
+from pglean.server import Connection, scalar
+from pglean.sql import fragment, query
+from pglean.table import KeyColumn, Table
+
+SCHEMA = "pglean"
+EVENTS = ("insert", "update", "delete")
+
+
+class TriggerCapture:
+    """Implements `pglean.capture.ChangeCapture`."""
+
+    def __init__(self, table: Table, job_id: int) -> None:
+        self._table = table
+        #: Empty where the key is gone meanwhile: enough for switching off.
+        self._key = table.key.columns if table.key else ()
+        self._job_id = job_id
+        self._changes = sql.Identifier(SCHEMA, f"changes_{job_id}")
+
+    def _function(self, event: str) -> sql.Identifier:
+        return sql.Identifier(SCHEMA, f"capture_{self._job_id}_{event}")
+
+    def prepare(self, conn: Connection) -> None:
+        columns = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(
+                sql.Identifier(f"k{position}"),
+                sql.SQL(" COLLATE ").join(fragment(part) for part in (column.type_sql, column.collation_sql) if part),
+            )
+            for position, column in enumerate(self._key, 1)
+        )
+        # Its rows live for seconds: autovacuum would come too late or too often; refresh vacuums it when it pays.
+        conn.execute(
+            sql.SQL("CREATE TABLE {} ({}) WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)").format(
+                self._changes, columns
+            )
+        )
+        conn.execute(sql.SQL("REVOKE ALL ON {} FROM PUBLIC").format(self._changes))
+        # Reading is done as the table's owner (guard); he has no USAGE on the schema, so he cannot name it elsewhere.
+        conn.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(self._changes, sql.Identifier(self._table.owner)))
+        # Under a publication FOR ALL TABLES the server refuses DELETE on a table without any replica identity.
+        conn.execute(sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(self._changes))
+        conn.execute(
+            sql.SQL(
+                "SELECT pglean.conceal_1({name}::pg_catalog.regclass, {name}::pg_catalog.regclass::pg_catalog.oid)"
+            ).format(name=sql.Literal(f"{SCHEMA}.changes_{self._job_id}"))
+        )
+        for event, body in self._bodies().items():
+            conn.execute(
+                sql.SQL("CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS {}").format(
+                    self._function(event), sql.Literal(body.as_string(conn))
+                )
+            )
+            conn.execute(sql.SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(self._function(event)))
+
+    def _bodies(self) -> dict[str, sql.Composed]:
+        def row(record: str) -> sql.Composed:
+            return sql.SQL("({})").format(
+                sql.SQL(", ").join(
+                    sql.SQL("{}.{}").format(fragment(record), sql.Identifier(column.name)) for column in self._key
+                )
+            )
+
+        moved = sql.SQL(" OR ").join(_differs(column) for column in self._key)
+        parts = {"changes": self._changes, "old": row("OLD"), "new": row("NEW"), "moved": moved}
+        return {
+            event: sql.SQL(text).format(**parts)
+            for event, text in {
+                "insert": "BEGIN INSERT INTO {changes} VALUES {new}; RETURN NULL; END",
+                "update": "BEGIN IF {moved} THEN INSERT INTO {changes} VALUES {old}, {new};"
+                " ELSE INSERT INTO {changes} VALUES {new}; END IF; RETURN NULL; END",
+                "delete": "BEGIN INSERT INTO {changes} VALUES {old}; RETURN NULL; END",
+            }.items()
+        }
+
+    def switch_on(self, conn: Connection) -> Any:
+        for event in EVENTS:
+            name = sql.Identifier(self._free_name(conn, f"pglean_{self._job_id}_{event}"))
+            conn.execute(
+                sql.SQL("CREATE TRIGGER {} AFTER {} ON {} FOR EACH ROW EXECUTE FUNCTION {}()").format(
+                    name, fragment(event.upper()), relation(self._table), self._function(event)
+                )
+            )
+            conn.execute(sql.SQL("ALTER TABLE ONLY {} ENABLE ALWAYS TRIGGER {}").format(relation(self._table), name))
+        return self._identity(conn)
+
+    def _free_name(self, conn: Connection, name: str) -> str:
+        while scalar(conn, query("capture.trigger_exists"), {"oid": self._table.oid, "name": name}):
+            name += "_"
+        return name
+
+    def _identity(self, conn: Connection) -> Any:
+        # By function, never by name: a trigger of the user's may bear any name.
+        rows = conn.execute(
+            query("capture.triggers"),
+            {
+                "oid": self._table.oid,
+                "functions": [f"capture_{self._job_id}_{event}" for event in EVENTS],
+            },
+        )
+        return [list(row) for row in rows]
+
+    def check(self, conn: Connection, identity: Any) -> None:
+        if self._identity(conn) != identity:
+            raise CaptureGap(
+                f"the triggers of pglean on {self._table.qualified_name} were switched off or changed by another session",
+                detail="Changes made meanwhile were not recorded (ALTER TABLE … DISABLE TRIGGER, pg_restore --disable-triggers).",
+                hint="Run pglean again when the bulk load is over.",
+            )
+
+    def switch_off(self, conn: Connection) -> None:
+        for name, *_ in self._identity(conn):
+            conn.execute(sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(name), relation(self._table)))
+
+    def is_on(self, conn: Connection) -> bool:
+        return bool(self._identity(conn))
+
+    def silence(self, conn: Connection) -> None:
+        for event in EVENTS:
+            # CREATE OR REPLACE locks no table; where the function is not there, neither is its trigger.
+            if scalar(conn, query("capture.function_exists"), {"name": f"capture_{self._job_id}_{event}"}):
+                conn.execute(
+                    sql.SQL(
+                        "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+                    ).format(self._function(event))
+                )
+
+
+def _differs(column: KeyColumn) -> sql.Composed:
+    text = (
+        "NEW.{name} OPERATOR(pg_catalog.<>) OLD.{name}"
+        if column.builtin and column.collation_sql is None
+        else "ROW(NEW.{name})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW(OLD.{name})::pg_catalog.record"
+    )
+    return sql.SQL(text).format(name=sql.Identifier(column.name))

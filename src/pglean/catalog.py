@@ -1,0 +1,150 @@
+"""From the server's catalog to the values of `table`, and the fingerprint that notices DDL.
+
+No function here locks a table longer than its statement (ACCESS SHARE on catalogs only).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from pglean.errors import TableChanged, UsageError
+from pglean.server import Connection, Server, scalar, transaction
+from pglean.sql import query
+from pglean.table import Column, Index, Key, KeyColumn, Table, Toast
+
+Fingerprint = dict[str, Any]
+
+
+def split_names(value: str) -> list[str]:
+    """``a, "b,c".d`` into its names; commas within double quotes belong to the name."""
+    names: list[str] = []
+    current, quoted = "", False
+    for character in value:
+        if character == '"':
+            quoted = not quoted
+        if character == "," and not quoted:
+            names.append(current.strip())
+            current = ""
+        else:
+            current += character
+    names.append(current.strip())
+    return [name for name in names if name]
+
+
+def resolve(server: Server, conn: Connection, name: str) -> int:
+    """The OID of the relation that `name` means to our role: by its own search path, quoted as in SQL.
+
+    Raises `UsageError` where there is none, or where `name` is no name.
+    """
+    try:
+        with transaction(conn):
+            conn.execute(
+                "SELECT pg_catalog.set_config('search_path', %s, true)",
+                (server.capabilities.search_path,),
+            )
+            oid = scalar(conn, "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid", (name,))
+    except psycopg.Error as error:
+        raise UsageError(f"invalid table name: {name}", detail=error.diag.message_primary) from error
+    if oid is None:
+        raise UsageError(
+            f'relation "{name}" does not exist',
+            hint="Names are read as in SQL: write schema.table, and quote what has capitals or blanks: '\"Big Table\"'.",
+        )
+    return int(oid)
+
+
+def load(conn: Connection, oid: int) -> Table:
+    """All that pglean knows of the relation.
+
+    Raises `TableChanged` where it no longer exists.
+    """
+    row = conn.execute(query("catalog.table"), {"oid": oid}).fetchone()
+    if row is None:
+        raise TableChanged(f"the relation with OID {oid} no longer exists")
+    (oid, schema, name, kind, persistence, owner, super_, method, space, options, size, rows, system, toast_oid) = row
+    columns = tuple(Column(*c) for c in conn.execute(query("catalog.columns"), {"oid": oid}))
+    indexes = tuple(
+        Index(
+            oid=i[0],
+            name=i[1],
+            schema=i[2],
+            method=i[3],
+            definition_sql=i[4],
+            unique=i[5],
+            primary=i[6],
+            exclusion=i[7],
+            valid=i[8],
+            whole_row=i[9],
+            tablespace=i[10],
+            bytes=i[11],
+        )
+        for i in conn.execute(query("catalog.indexes"), {"oid": oid})
+    )
+    toast = None
+    if toast_oid is not None and (t := conn.execute(query("catalog.toast"), {"oid": toast_oid}).fetchone()):
+        toast = Toast(oid=t[0], index_oid=t[1], options=tuple(t[2]), bytes=t[3])
+    return Table(
+        oid=oid,
+        schema=schema,
+        name=name,
+        kind=kind,
+        persistence=persistence,
+        owner=owner,
+        owner_is_superuser=super_,
+        method=method,
+        tablespace=space,
+        options=tuple(options),
+        columns=columns,
+        indexes=indexes,
+        key=_key(conn, oid, columns),
+        toast=toast,
+        heap_bytes=size,
+        estimated_rows=rows,
+        is_system=system,
+    )
+
+
+def _key(conn: Connection, oid: int, columns: tuple[Column, ...]) -> Key | None:
+    not_null = [column.number for column in columns if column.not_null and column.stored]
+    row = conn.execute(query("catalog.keys"), {"oid": oid, "not_null": not_null}).fetchone()
+    if row is None:
+        return None
+    index_oid, index_name, *parts = row
+    return Key(index_oid, index_name, tuple(KeyColumn(*values) for values in zip(*parts, strict=True)))
+
+
+def fingerprint(conn: Connection, oid: int) -> Fingerprint | None:
+    """What a run relies on, in named parts; None where the table is gone."""
+    value: Fingerprint | None = scalar(conn, query("catalog.fingerprint"), {"oid": oid})
+    return value
+
+
+def check_fingerprint(conn: Connection, table: Table, expected: Fingerprint) -> None:
+    """Raise `TableChanged` where the table is not what it was when the run began.
+
+    To be called in a transaction that has locked the table by its name: then what is found holds until its end
+    for everything that ACCESS SHARE keeps away (TRUNCATE, rewrites, column changes, renames).
+    """
+    found = fingerprint(conn, table.oid)
+    if found is None:
+        raise TableChanged(f"table {table.qualified_name} was dropped by another session")
+    changed = [part for part in expected if found.get(part) != expected[part]]
+    if changed:
+        raise TableChanged(
+            f"table {table.qualified_name} was changed by another session",
+            detail=f"Changed: {', '.join(changed)}.",
+            hint="Nothing was swapped; run pglean again once the change is complete.",
+        )
+
+
+def relation(table: Table) -> sql.Identifier:
+    """The table's qualified name, quoted. Means the table only where that name was locked and looked at."""
+    return sql.Identifier(table.schema, table.name)
+
+
+def blocks(conn: Connection, oid: int) -> int:
+    """Blocks of the heap's main fork."""
+    return int(scalar(conn, query("catalog.blocks"), {"oid": oid}))

@@ -1,0 +1,150 @@
+"""Every error that pglean raises, and the exit status that goes with it.
+
+    PgleanError                1   anything unexpected
+    ├── UsageError             2   a name, option or value that makes no sense
+    ├── Refused                3   preflight found obstacles; nothing was touched
+    ├── LockNotObtained        4   no lock within --wait-timeout
+    ├── ConnectionLost         5   the server went away or ended a session of ours
+    ├── TableChanged           6   somebody's DDL changed the table under the run
+    │   └── CaptureGap         6   our triggers were off for a while; changes may be missing
+    ├── VerificationFailed     7   shadow and table differ; nothing was swapped
+    ├── Interrupted            8   Ctrl-C, SIGTERM or SIGHUP
+    └── Incomplete             9   several tables were asked for and some were not done
+
+The text follows PostgreSQL's style: a lower-case message without a period, a detail that is a sentence, and a hint
+with the exact command or option that mends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class PgleanError(Exception):
+    """The root of the tree: catches everything that pglean raises on purpose."""
+
+    exit_status: ClassVar[int] = 1
+    #: Whether the same call may succeed later without anybody changing anything.
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.detail:
+            lines.append(f"DETAIL:  {self.detail}")
+        if self.hint:
+            lines.append(f"HINT:  {self.hint}")
+        return "\n".join(lines)
+
+
+class UsageError(PgleanError):
+    """A name, an option or a value that makes no sense; nothing was touched."""
+
+    exit_status = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One obstacle (or warning) that preflight found, before anything was touched."""
+
+    #: A stable, short name, e.g. ``no-key``; scripts may rely on it.
+    code: str
+    message: str
+    detail: str | None = None
+    hint: str | None = None
+    #: True where the run is refused, False where it is only warned of.
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.detail:
+            lines.append(f"DETAIL:  {self.detail}")
+        if self.hint:
+            lines.append(f"HINT:  {self.hint}")
+        return "\n".join(lines)
+
+
+class Refused(PgleanError):
+    """Preflight found obstacles. All of them are in `findings`; nothing was touched."""
+
+    exit_status = 3
+
+    def __init__(self, table: str, findings: Sequence[Finding]) -> None:
+        self.table = table
+        self.findings = tuple(findings)
+        first = self.findings[0]
+        if len(self.findings) == 1:
+            super().__init__(first.message, detail=first.detail, hint=first.hint)
+        else:
+            super().__init__(
+                f"{table} cannot be repacked for {len(self.findings)} reasons",
+                detail="\n".join(str(finding) for finding in self.findings),
+            )
+
+
+class LockNotObtained(PgleanError):
+    """No lock within the wait timeout. `blockers` says who stood in the way."""
+
+    exit_status = 4
+    retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        blockers: Sequence[str] = (),
+        detail: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, detail=detail, hint=hint)
+        self.blockers = tuple(blockers)
+
+
+class ConnectionLost(PgleanError):
+    """The server went away, or somebody ended a session of ours."""
+
+    exit_status = 5
+    retryable = True
+
+
+class TableChanged(PgleanError):
+    """Somebody's DDL changed the table under the run, in a way that cannot be taken up."""
+
+    exit_status = 6
+    retryable = True
+
+
+class CaptureGap(TableChanged):
+    """Our capture was switched off, if only for a moment: changes may be missing, the copy is worth nothing."""
+
+
+class VerificationFailed(PgleanError):
+    """Shadow and table differ. Nothing was swapped, the table is as it was."""
+
+    exit_status = 7
+
+
+class Interrupted(PgleanError):
+    """The user asked for the end of the run (Ctrl-C, SIGTERM, SIGHUP)."""
+
+    exit_status = 8
+
+
+class Incomplete(PgleanError):
+    """Several tables were asked for, and some were not done. `failures` maps each to its error."""
+
+    exit_status = 9
+
+    def __init__(self, failures: dict[str, PgleanError], done: int) -> None:
+        self.failures = failures
+        super().__init__(
+            f"{len(failures)} of {done + len(failures)} tables were not repacked",
+            detail="\n".join(f"{table}: {error.message}" for table, error in failures.items()),
+        )

@@ -1,0 +1,239 @@
+"""Bounded lock acquisition: the only module that takes locks on a user's table.
+
+Every request waits at most `lock_timeout_ms` (so long may others queue behind it), then everything is let go, the
+transaction ends (an open one while waiting would hold the horizon, and savepoints instead of transactions once slowed
+a whole cluster), and the next attempt comes after a pause that doubles, with jitter. After `wait_timeout_s`
+the attempt ends with `LockNotObtained`, which names who stood in the way.
+
+Nobody is cancelled unless the user asked for it. Then, as in pg_repack, in two steps: after the wait timeout the
+sessions that hold conflicting locks on this table, in this database, are cancelled, after twice that time terminated.
+A prepared transaction cannot be cancelled; it is named, and no one is made to suffer for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import LiteralString
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from pglean.catalog import relation
+from pglean.errors import LockNotObtained, TableChanged
+from pglean.options import Options
+from pglean.server import Connection, Server, scalar
+from pglean.sql import query
+from pglean.table import Table
+
+
+class Mode(StrEnum):
+    """The locks that a run takes on the user's table, with what they keep away."""
+
+    #: Readers' lock: keeps TRUNCATE, rewrites and column changes away.
+    ACCESS_SHARE = "ACCESS SHARE"
+    #: Keeps writers and other DDL away; readers go on.
+    SHARE_ROW_EXCLUSIVE = "SHARE ROW EXCLUSIVE"
+    #: Keeps everybody away.
+    ACCESS_EXCLUSIVE = "ACCESS EXCLUSIVE"
+
+
+_STATEMENT: dict[Mode, LiteralString] = {
+    Mode.ACCESS_SHARE: "LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+    Mode.SHARE_ROW_EXCLUSIVE: "LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE",
+    Mode.ACCESS_EXCLUSIVE: "LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE",
+}
+
+#: Modes that conflict with each of ours, as the server's documentation has them.
+_CONFLICTS: dict[Mode, list[str]] = {
+    Mode.ACCESS_SHARE: ["AccessExclusiveLock"],
+    Mode.SHARE_ROW_EXCLUSIVE: [
+        "RowExclusiveLock",
+        "ShareUpdateExclusiveLock",
+        "ShareLock",
+        "ShareRowExclusiveLock",
+        "ExclusiveLock",
+        "AccessExclusiveLock",
+    ],
+    Mode.ACCESS_EXCLUSIVE: [
+        "AccessShareLock",
+        "RowShareLock",
+        "RowExclusiveLock",
+        "ShareUpdateExclusiveLock",
+        "ShareLock",
+        "ShareRowExclusiveLock",
+        "ExclusiveLock",
+        "AccessExclusiveLock",
+    ],
+}
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long a lock may be waited for and held, and what may be done about those who hold it."""
+
+    lock_timeout_ms: int
+    wait_timeout_s: float
+    kill_backend: bool
+
+    @classmethod
+    def of(cls, options: Options) -> Policy:
+        return cls(options.lock_timeout_ms, options.wait_timeout_s, options.kill_backend)
+
+
+class Patience:
+    """The time that one purpose may wait for its locks in all, however many attempts and releases it takes."""
+
+    def __init__(self, server: Server, policy: Policy, on_wait: Callable[[str], None]) -> None:
+        self._server, self.policy, self._on_wait = server, policy, on_wait
+        self._started = time.monotonic()
+        self._pause_s = _FIRST_PAUSE_S
+        self._escalated = 0
+
+    @property
+    def _waited_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def pause(self, table: Table, mode: Mode, reason: str, blockers: tuple[str, ...]) -> None:
+        """Wait before the next attempt, with no lock and no transaction; raises `LockNotObtained` at the end of the patience."""
+        limit = self.policy.wait_timeout_s * (3 if self.policy.kill_backend else 1)
+        if self._waited_s >= limit:
+            raise LockNotObtained(
+                f"could not lock table {table.qualified_name} within {self.policy.wait_timeout_s:g} s",
+                blockers=blockers,
+                detail=" ".join([reason, *(f"Blocked by {blocker}." for blocker in blockers)]),
+                hint="Wait for these sessions to end, raise --wait-timeout, or have them cancelled by --kill-backend.",
+            )
+        self._on_wait("; ".join((f"{mode} lock", *blockers)) if blockers else f"{mode} lock: {reason}")
+        self._server.rest(self._pause_s * random.uniform(0.5, 1.5))
+        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+
+    def escalate(self, conn: Connection, table: Table, mode: Mode) -> None:
+        """Cancel, later terminate, conflicting sessions: only with --kill-backend, only when the patience is over."""
+        if not self.policy.kill_backend:
+            return
+        step = int(self._waited_s // max(self.policy.wait_timeout_s, 0.001))
+        if step > self._escalated:
+            self._escalated = step
+            name = "locks.cancel" if step == 1 else "locks.terminate"
+            conn.execute(query(name), {"oid": table.oid, "modes": _CONFLICTS[mode]})
+
+
+def blockers_of(conn: Connection, oid: int, mode: Mode) -> tuple[str, ...]:
+    """Who holds, or waits ahead for, a lock on the relation that conflicts with `mode`: one phrase each."""
+    rows = conn.execute(query("locks.blockers"), {"oid": oid, "modes": _CONFLICTS[mode]})
+    return tuple(row[0] for row in rows)
+
+
+def lock_here(conn: Connection, table: Table, mode: Mode, lock_timeout_ms: int) -> None:
+    """Lock the table *by its name* in the open transaction, and see that the name still means it.
+
+    On exit: `mode` on the table until the end of the transaction, lock_timeout of the transaction set.
+    Raises psycopg's LockNotAvailable after `lock_timeout_ms`, `TableChanged` where the name means something else:
+    a table renamed away with a view in its place must never be read with our rights.
+    """
+    # SET, not set_config(): a SELECT would take the snapshot of a REPEATABLE READ transaction before the lock is
+    # there, and what is then read of the catalog could be older than the file that is then read of the table.
+    conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{lock_timeout_ms}ms")))
+    try:
+        conn.execute(sql.SQL(_STATEMENT[mode]).format(relation(table)))
+    except (pg.UndefinedTable, pg.InvalidSchemaName, pg.WrongObjectType) as error:
+        raise _renamed(table) from error
+    found = conn.execute(query("locks.named"), {"schema": table.schema, "name": table.name}).fetchone()
+    if found is None or found != (table.oid, "r"):
+        raise _renamed(table)
+
+
+def lock_shadow(conn: Connection, shadow: sql.Identifier) -> None:
+    """ACCESS EXCLUSIVE on the shadow, until the end of the open transaction; nobody but a VACUUM can be in the way.
+
+    Without it a VACUUM of the shadow and one of the table could work on the same file after the exchange.
+    """
+    conn.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(shadow))
+
+
+def _renamed(table: Table) -> TableChanged:
+    return TableChanged(
+        f"table {table.qualified_name} was renamed, dropped or replaced by another session",
+        detail=f"Its name no longer means the ordinary table with OID {table.oid}.",
+    )
+
+
+@contextlib.contextmanager
+def locked(
+    server: Server,
+    conn: Connection,
+    table: Table,
+    mode: Mode,
+    patience: Patience,
+    *,
+    repeatable: bool = False,
+    snapshot: str | None = None,
+    between: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """A transaction that holds `mode` on the table, committed at the end of the block, rolled back where it raises.
+
+    On entry: no transaction. On exit: none, no lock.
+    In a REPEATABLE READ transaction the snapshot is taken *after* the lock, by the first statement of the block:
+    LOCK TABLE itself takes none, and what precedes it here reads nothing.
+    `between` is called after a pause, with no transaction open, before the next attempt.
+    Raises `LockNotObtained`, `TableChanged`, `Interrupted`.
+    """
+    while True:
+        server.check()
+        conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ" if repeatable or snapshot else "BEGIN")
+        try:
+            if snapshot is not None:
+                conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+            lock_here(conn, table, mode, patience.policy.lock_timeout_ms)
+        except (pg.LockNotAvailable, pg.DeadlockDetected):
+            conn.execute("ROLLBACK")
+            blockers = blockers_of(conn, table.oid, mode)
+            patience.escalate(conn, table, mode)
+            patience.pause(table, mode, "The lock was not to be had.", blockers)
+            if between is not None:
+                between()
+            continue
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):
+                conn.execute("ROLLBACK")
+            raise
+        break
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(psycopg.Error):
+            conn.execute("ROLLBACK")
+        raise
+    conn.execute("COMMIT")
+
+
+# ---- the advisory lock of a run
+
+#: High half of the advisory lock's key ("pgle"), so that it collides with nobody's by accident.
+_NAMESPACE = 0x70676C65
+
+
+def claim(conn: Connection, oid: int) -> bool:
+    """Take the advisory lock that makes a run the only one on its table; False where another one has it.
+
+    Held by the session until it ends: a killed client's claim ends with its connection.
+    """
+    return bool(scalar(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s)", (_NAMESPACE << 32 | oid,)))
+
+
+def release(conn: Connection, oid: int) -> None:
+    """Give the claim back."""
+    conn.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (_NAMESPACE << 32 | oid,))
+
+
+def claimed(conn: Connection, oid: int) -> bool:
+    """Whether some session, in this database, has the claim on the table."""
+    return bool(scalar(conn, query("locks.claimed"), {"namespace": _NAMESPACE, "oid": oid}))

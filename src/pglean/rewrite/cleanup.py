@@ -1,0 +1,108 @@
+"""Undoing and finishing: whatever a run has made is found by its number and removed. Repeatable at any point.
+
+Order matters. First the triggers stop, then what they write to goes: a change table dropped under a living trigger
+would fail every write of the application. Dropping a trigger needs ACCESS EXCLUSIVE; where a long reader keeps that
+away, the trigger functions are emptied instead (no lock), all else is dropped, and the job stays listed as `remains` until
+`pglean cleanup` has dropped the triggers, which then do nothing but be called.
+"""
+
+from __future__ import annotations
+
+import time
+
+from psycopg import errors as pg
+from psycopg import sql
+
+from pglean import catalog
+from pglean.capture.trigger import TriggerCapture
+from pglean.errors import LockNotObtained, TableChanged
+from pglean.locks import Mode, Patience, claim, locked, release
+from pglean.rewrite import job as jobs
+from pglean.rewrite.job import SCHEMA
+from pglean.rewrite.phase import Phase
+from pglean.server import Connection, Server, transaction
+from pglean.sql import query
+from pglean.table import Table
+
+
+def remove(
+    server: Server,
+    conn: Connection,
+    job_id: int,
+    table: Table | None,
+    patience: Patience,
+) -> list[str]:
+    """Remove all that run `job_id` has made; returns what could not be removed, as phrases (empty: nothing is left).
+
+    `table` is None where it no longer exists: its triggers went with it.
+    On entry: no transaction, no session of the run is at work. Locks: ACCESS EXCLUSIVE on the table for a moment while
+    triggers of ours are on it; none on it afterwards.
+    """
+    remains: list[str] = []
+    capture = None if table is None else TriggerCapture(table, job_id)
+    if table is not None and capture is not None and capture.is_on(conn):
+        try:
+            with locked(server, conn, table, Mode.ACCESS_EXCLUSIVE, patience):
+                capture.switch_off(conn)
+        except LockNotObtained as error:
+            capture.silence(conn)
+            blockers = ", ".join(error.blockers) or "other sessions"
+            remains.append(f"three triggers without effect on {table.qualified_name} (in use by {blockers})")
+        except TableChanged as error:
+            capture.silence(conn)
+            remains.append(f"three triggers without effect: {error.message}")
+    _drop_table(conn, sql.Identifier(SCHEMA, f"shadow_{job_id}"))
+    if not remains:
+        with transaction(conn):
+            for (name,) in conn.execute(query("job.functions"), {"pattern": f"^capture_{job_id}_"}).fetchall():
+                conn.execute(sql.SQL("DROP FUNCTION {}()").format(sql.Identifier(SCHEMA, name)))
+    _drop_table(conn, sql.Identifier(SCHEMA, f"changes_{job_id}"))
+    return remains
+
+
+def _drop_table(conn: Connection, name: sql.Identifier) -> None:
+    """Drop a table of ours. A session of ours that was cut off may still be at work on it for seconds."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with transaction(conn):
+                conn.execute("SET LOCAL lock_timeout = '1s'")
+                conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(name))
+        except (pg.LockNotAvailable, pg.DeadlockDetected):
+            if time.monotonic() > deadline:
+                raise
+            continue
+        return
+
+
+def sweep(
+    server: Server, conn: Connection, patience: Patience, relation: int | None = None
+) -> list[tuple[jobs.Status, list[str]]]:
+    """Finish or undo the runs that no living session claims (of one table, or all); returns what is left of each.
+
+    A run that had committed its swap is finished, any other is undone.
+    """
+    swept: list[tuple[jobs.Status, list[str]]] = []
+    for status in jobs.unfinished(conn):
+        if relation is not None and status.relation != relation:
+            continue
+        if not claim(conn, status.relation):
+            continue
+        try:
+            try:
+                table: Table | None = catalog.load(conn, status.relation)
+            except TableChanged:
+                table = None
+            phase = jobs.phase_of(conn, status.id)
+            remains = remove(server, conn, status.id, table, patience)
+            done = phase is not None and phase.swapped and phase is not Phase.DONE
+            jobs.finish(
+                conn,
+                status.id,
+                "remains" if remains else "done" if done else "undone",
+                error="; ".join(remains) or status.error,
+            )
+            swept.append((status, remains))
+        finally:
+            release(conn, status.relation)
+    return swept

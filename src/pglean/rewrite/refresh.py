@@ -1,0 +1,214 @@
+"""Refresh: for the keys recorded, make the shadow hold what the table holds *now*.
+
+One snapshot S decides everything: which records are taken (all that S sees), which rows are read, which records are
+deleted afterwards. Invariant after each `round`: the shadow equals the table as of S.
+
+Deletes come before inserts, all of them: then unique values may wander between rows as they like.
+
+Divided among workers (`_shared`): a coordinator opens a REPEATABLE READ transaction, exports S and stays. Each worker
+imports S and takes the keys of its share by hash. First all delete and commit; only then all insert and commit; last
+the coordinator deletes the records and commits. Killed in between: the records are still there and the round is done
+again; it deletes whatever the shadow holds of these keys.
+What a worker has committed in the first half is not visible under S in the second: nothing there asks for it.
+
+Before any unique index exists (`before_indexes`), shares need no common snapshot: each share is refreshed in a
+transaction and a snapshot of its own, so that after a long copy no snapshot is held for long. A unique value may
+have moved from a row of a late share to one of an early share; the last, whole `round` puts that right before
+indexes are built.
+
+Locks: ACCESS SHARE on the table during a round, none in between.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from psycopg import sql
+
+from pglean import guard
+from pglean.rewrite.run import Run
+from pglean.rewrite.shadow import columns
+from pglean.server import Connection, scalar
+from pglean.sql import fragment
+from pglean.table import Key
+
+#: Below so many records one session is done before several have agreed on a snapshot.
+_SHARED_FROM = 2_000
+#: Records of one share of the first refresh: a few seconds' work.
+_SHARE_RECORDS = 100_000
+#: The change table is vacuumed once so many dead records would be read again by each round.
+_VACUUM_FROM = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one refresh did."""
+
+    #: Records taken; a key may have several.
+    records: int
+    #: Of the refresh itself, from its snapshot to its commit.
+    seconds: float
+    #: Rows the shadow lost and won.
+    deleted: int
+    inserted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of `of` parts of the keys, by hash."""
+
+    number: int
+    of: int
+
+
+def waiting(conn: Connection, run: Run) -> int:
+    """Records that this statement's snapshot sees."""
+    return int(scalar(conn, sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(run.job.changes)))
+
+
+def before_indexes(run: Run) -> None:
+    """Take over what was recorded during the copy, in shares. On exit duplicates of the copy are gone."""
+    records = waiting(run.control, run)
+    key = _key(run)
+    shares = max(1, min(records // _SHARE_RECORDS, 1024)) if key.hashable else 1
+    if shares > 1:
+        run.reporter.total(shares, "shares")
+        run.workers.each([Share(number, shares) for number in range(shares)], partial(_refresh_share, run))
+        vacuum_changes(run)
+    round_(run)
+
+
+def _refresh_share(run: Run, conn: Connection, worker: str, share: Share) -> None:
+    run.purpose(conn, f"refresh {share.number + 1}/{share.of}")
+    with run.step(conn, repeatable=True):
+        _delete(run, conn, worker, share)
+        _insert(run, conn, worker, share)
+        records = _consume(run, conn, share)
+    run.reporter.advance(1)
+    run.reporter.applied(records, 0)
+
+
+def round_(run: Run, *, then: partial[None] | None = None) -> Round:
+    """One refresh. On entry and exit: no transaction.
+
+    `then` is called in the snapshot of the refresh, before its commit: there shadow and table are equal.
+    """
+    conn = run.control
+    run.reach("refresh: before a round")
+    run.purpose(conn, "refresh")
+    with run.step(conn, repeatable=True):
+        started = time.monotonic()
+        # This is S, if `step` has not taken it already: all statements of this transaction see the same.
+        records = waiting(conn, run)
+        if records >= _SHARED_FROM and run.workers.count > 1 and _key(run).hashable and then is None:
+            deleted, inserted = _shared(run)
+            consumed = _consume(run, conn)
+        else:
+            deleted, inserted, consumed = within(run, conn, records)
+        if then is not None:
+            then()
+        run.reach("refresh: before the commit")
+    run.reporter.applied(consumed, 0)
+    return Round(consumed, time.monotonic() - started, deleted, inserted)
+
+
+def within(run: Run, conn: Connection, records: int) -> tuple[int, int, int]:
+    """Refresh in the open transaction, by this session alone; returns rows deleted, rows inserted, records taken.
+
+    On entry: the transaction is REPEATABLE READ, or holds a lock that keeps writers away.
+    """
+    if records == 0:
+        return 0, 0, 0
+    deleted = _delete(run, conn, "c", None)
+    inserted = _insert(run, conn, "c", None)
+    return deleted, inserted, _consume(run, conn)
+
+
+def _shared(run: Run) -> tuple[int, int]:
+    snapshot = scalar(run.control, "SELECT pg_catalog.pg_export_snapshot()")
+    shares = [Share(number, run.workers.count) for number in range(run.workers.count)]
+    counts: dict[str, int] = {"delete": 0, "insert": 0}
+
+    def half(what: str, conn: Connection, worker: str, share: Share) -> None:
+        act = _delete if what == "delete" else _insert
+        with run.step(conn, snapshot=snapshot):
+            count = act(run, conn, worker, share)
+        counts[what] += count
+
+    run.workers.each(shares, partial(half, "delete"))
+    run.reach("refresh: between the halves")
+    run.workers.each(shares, partial(half, "insert"))
+    return counts["delete"], counts["insert"]
+
+
+def vacuum_changes(run: Run) -> None:
+    """Make the space of consumed records usable again. Without truncation, which would lock writers out."""
+    run.control.execute(sql.SQL("VACUUM (TRUNCATE false) {}").format(run.job.changes))
+
+
+def vacuum_pays(consumed: int) -> bool:
+    """Whether so many consumed records are worth a VACUUM of the change table."""
+    return consumed >= _VACUUM_FROM
+
+
+# ---- statements
+
+
+def _key(run: Run) -> Key:
+    assert run.table.key is not None
+    return run.table.key
+
+
+def _recorded(run: Run, alias: str, share: Share | None) -> sql.Composed:
+    """EXISTS: the row `alias` has a recorded key. A semi-join, so that a key recorded twice finds its row once."""
+    conditions = [
+        sql.SQL("{}.{} {} {}{}").format(
+            sql.Identifier(alias),
+            sql.Identifier(column.name),
+            fragment(column.equality_sql),
+            sql.Identifier("c", f"k{position}"),
+            fragment(f" COLLATE {column.collation_sql}" if column.collation_sql else ""),
+        )
+        for position, column in enumerate(_key(run).columns, 1)
+    ]
+    if share is not None:
+        conditions.append(_in_share(run, share))
+    return sql.SQL("EXISTS (SELECT FROM {} AS c WHERE {})").format(run.job.changes, sql.SQL(" AND ").join(conditions))
+
+
+def _in_share(run: Run, share: Share) -> sql.Composed:
+    keys = sql.SQL(", ").join(sql.Identifier("c", f"k{position}") for position in range(1, len(_key(run).columns) + 1))
+    return sql.SQL("(pg_catalog.hash_record_extended(ROW({keys}), 0) & 9223372036854775807) % {of} = {number}").format(
+        keys=keys, of=sql.Literal(share.of), number=sql.Literal(share.number)
+    )
+
+
+def _delete(run: Run, conn: Connection, worker: str, share: Share | None) -> int:
+    return guard.execute(
+        conn,
+        run.table,
+        worker,
+        lambda _: sql.SQL("DELETE FROM {} AS s WHERE {}").format(run.job.shadow, _recorded(run, "s", share)),
+    )
+
+
+def _insert(run: Run, conn: Connection, worker: str, share: Share | None) -> int:
+    names, values = columns(run.table)
+    return guard.execute(
+        conn,
+        run.table,
+        worker,
+        lambda source: sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} AS t WHERE {}").format(
+            run.job.shadow, names, values, source.relation, _recorded(run, "t", share)
+        ),
+    )
+
+
+def _consume(run: Run, conn: Connection, share: Share | None = None) -> int:
+    """Delete the records that the transaction's snapshot sees, and no others."""
+    statement = sql.SQL("DELETE FROM {} AS c").format(run.job.changes)
+    if share is not None:
+        statement += sql.SQL(" WHERE {}").format(_in_share(run, share))
+    return conn.execute(statement).rowcount

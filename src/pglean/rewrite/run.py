@@ -1,0 +1,171 @@
+"""What the steps of one run share: the job, the connections, and the bracket around each transaction on the table."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import psycopg
+
+from pglean import pausepoint
+from pglean.capture import ChangeCapture
+from pglean.catalog import check_fingerprint
+from pglean.locks import Mode, Patience, Policy, locked
+from pglean.progress import Reporter
+from pglean.rewrite import job as jobs
+from pglean.rewrite.job import Job
+from pglean.server import Connection, Server, set_purpose
+from pglean.table import Table
+
+T = TypeVar("T")
+
+_TICK_S = 0.25
+_HEARTBEAT_S = 2.0
+
+
+class Workers:
+    """A fixed number of sessions, each used by one thread at a time.
+
+    On entry of each task and on its exit its session has no transaction open.
+    """
+
+    def __init__(self, server: Server, conns: list[Connection], tick: Callable[[], None]) -> None:
+        self._server, self._conns, self._tick = server, conns, tick
+        self._idle: queue.SimpleQueue[tuple[int, Connection]] = queue.SimpleQueue()
+        for pair in enumerate(conns):
+            self._idle.put(pair)
+        self._pool = ThreadPoolExecutor(len(conns), thread_name_prefix="pglean")
+        self.stopping = threading.Event()
+
+    @property
+    def count(self) -> int:
+        return len(self._conns)
+
+    def each(self, items: list[T], task: Callable[[Connection, str, T], None]) -> None:
+        """Run the task for every item, as many at once as there are sessions; `task` gets the worker's name too.
+
+        The first error stops the others (their statements are cancelled) and is raised when all have stopped.
+        """
+        self.stopping.clear()
+
+        def call(item: T) -> None:
+            number, conn = self._idle.get()
+            try:
+                if not self.stopping.is_set():
+                    self._server.check()
+                    task(conn, f"w{number}", item)
+            finally:
+                self._idle.put((number, conn))
+
+        futures = [self._pool.submit(call, item) for item in items]
+        try:
+            self._wait(futures)
+        except BaseException:
+            self.stopping.set()
+            pending = set(futures)
+            while pending:
+                for conn in self._conns:
+                    with contextlib.suppress(psycopg.Error):
+                        conn.cancel_safe(timeout=2)
+                _, pending = wait(pending, timeout=_TICK_S)
+            raise
+
+    def _wait(self, futures: list[Future[None]]) -> None:
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=_TICK_S)
+            for future in done:
+                future.result()
+            self._tick()
+
+    def every(self, task: Callable[[Connection, str, int], None]) -> None:
+        """Run the task once on each session at the same time."""
+        self.each(list(range(self.count)), task)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of the rewrite, while it lasts. What must survive it is in the database (`job`)."""
+
+    server: Server
+    job: Job
+    #: The session that holds the claim, writes the job's row, takes the locks.
+    control: Connection
+    workers: Workers
+    capture: ChangeCapture
+    reporter: Reporter
+    #: What `capture.switch_on` returned.
+    capture_identity: Any = None
+    #: Blocks of the heap to be copied.
+    blocks: int = 0
+    #: Index of the table -> its twin.
+    twins: dict[int, int] = field(default_factory=dict)
+    #: Whether all of the shadow was visible to everybody when it was last vacuumed.
+    frozen: bool = False
+    #: Milliseconds for which ACCESS EXCLUSIVE was held: the longest of all attempts, and of the slices for writers.
+    exclusive_lock_ms: float = 0.0
+    #: Rows in the table, as counted by the copy or by the verification.
+    rows: int = 0
+    _beat: float = 0.0
+
+    @property
+    def table(self) -> Table:
+        return self.job.table
+
+    def patience(self) -> Patience:
+        """A new allowance of waiting."""
+        return Patience(self.server, Policy.of(self.job.options), self.reporter.waiting)
+
+    @contextlib.contextmanager
+    def step(self, conn: Connection, *, repeatable: bool = False, snapshot: str | None = None) -> Iterator[None]:
+        """A transaction in which the table may be read: ACCESS SHARE, by a name that means it, nothing changed.
+
+        On exit: committed, or rolled back where the block raises; no lock.
+        Raises `TableChanged`, `CaptureGap`, `LockNotObtained`, `Interrupted`.
+        """
+        with locked(
+            self.server,
+            conn,
+            self.table,
+            Mode.ACCESS_SHARE,
+            self.patience(),
+            repeatable=repeatable,
+            snapshot=snapshot,
+        ):
+            self.check(conn)
+            yield
+
+    def check(self, conn: Connection) -> None:
+        """Raise where the table or our capture is not what it was. On entry: the table is locked."""
+        check_fingerprint(conn, self.table, self.job.fingerprint)
+        self.capture.check(conn, self.capture_identity)
+
+    def purpose(self, conn: Connection, what: str) -> None:
+        """Name the session in pg_stat_activity by what it does."""
+        set_purpose(conn, f"{self.job.id} {self.table.name} {what}")
+
+    def tick(self) -> None:
+        """Between things, in the main thread: notice Ctrl-C, write the heartbeat.
+
+        The control session may be in a transaction of its own; then the heartbeat waits.
+        """
+        self.server.check()
+        now = time.monotonic()
+        idle = self.control.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if idle and now - self._beat >= _HEARTBEAT_S:
+            self._beat = now
+            jobs.beat(self.control, self.job.id, asdict(self.reporter.state))
+
+    def reach(self, point: str) -> None:
+        """A named pause point, and a look at whether somebody wants us to stop."""
+        pausepoint.reach(point)
+        self.server.check()

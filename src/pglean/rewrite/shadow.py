@@ -1,0 +1,127 @@
+"""The shadow: the table that is filled and whose file the original gets.
+
+The original's own pg_attribute will read the shadow's tuples, so both must agree in the number, order, types and
+storage of attributes. Nothing else of the original is needed: defaults, constraints, generation expressions, identity,
+triggers and policies live in catalog entries of the original, which stay.
+"""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from pglean.rewrite.job import SCHEMA, Job
+from pglean.rewrite.run import Run
+from pglean.server import Connection, scalar
+from pglean.sql import fragment, query
+from pglean.table import Column, Table
+
+_STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "m": "MAIN", "x": "EXTENDED"}
+_COMPRESSION = {"p": "pglz", "l": "lz4"}
+#: Storage parameters that decide how tuples are laid out.
+_LAYOUT = ("fillfactor", "toast_tuple_target")
+
+
+def create(conn: Connection, job: Job) -> None:
+    """Make the empty shadow. On entry: an open transaction. Locks nothing but what it makes.
+
+    It belongs to the table's owner from the start: index builds and VACUUM then run his code as himself. He has no
+    USAGE on the schema, so he cannot reach it.
+    """
+    table = job.table
+    conn.execute(
+        sql.SQL("CREATE TABLE {} ({}) USING {} WITH ({}){}").format(
+            job.shadow,
+            sql.SQL(", ").join(_definition(table, column) for column in table.columns),
+            sql.Identifier(table.method or "heap"),
+            sql.SQL(", ").join(_options(table)),
+            sql.SQL(" TABLESPACE {}").format(sql.Identifier(table.tablespace or _default_space(conn))),
+        )
+    )
+    for column in table.columns:
+        if column.dropped:
+            conn.execute(
+                sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(job.shadow, sql.Identifier(_dropped_name(column)))
+            )
+        elif column.storage != column.type_storage:
+            conn.execute(
+                sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET STORAGE {}").format(
+                    job.shadow, sql.Identifier(column.name), fragment(_STORAGE[column.storage])
+                )
+            )
+    owner = sql.Identifier(table.owner)
+    # A publication FOR ALL TABLES would otherwise have the server refuse the refresh's DELETE.
+    conn.execute(sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(job.shadow))
+    conn.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(job.shadow, owner))
+    conn.execute(sql.SQL("GRANT ALL ON {} TO {}").format(job.shadow, owner))
+    conn.execute("SELECT pglean.conceal_1(%s::pg_catalog.regclass, %s)", (f"{SCHEMA}.{job.shadow_name}", table.oid))
+
+
+def _default_space(conn: Connection) -> str:
+    # Said explicitly: default_tablespace may be set for the role.
+    return str(
+        scalar(
+            conn,
+            "SELECT t.spcname FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace"
+            " WHERE d.datname = pg_catalog.current_database()",
+        )
+    )
+
+
+def _dropped_name(column: Column) -> str:
+    return f"........pglean.dropped.{column.number}........"
+
+
+def _definition(table: Table, column: Column) -> sql.Composed:
+    if column.dropped:
+        # Its place must be taken, its type is of no matter, since new tuples hold NULL there. Where the original has a
+        # TOAST table, perhaps only because of this column, the shadow gets one too: options are kept there.
+        return sql.SQL("{} {}").format(
+            sql.Identifier(_dropped_name(column)), fragment("text" if table.toast else "smallint")
+        )
+    parts = [sql.Identifier(column.name), fragment(column.type_sql)]
+    if column.compression:
+        parts.append(fragment(f"COMPRESSION {_COMPRESSION[column.compression]}"))
+    if column.collation_sql:
+        parts.append(fragment(f"COLLATE {column.collation_sql}"))
+    return sql.SQL(" ").join(parts)
+
+
+def _options(table: Table) -> list[sql.Composable]:
+    kept = [option for option in table.options if option.partition("=")[0] in _LAYOUT]
+    return [
+        *(
+            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value))
+            for name, _, value in (option.partition("=") for option in kept)
+        ),
+        # Our own VACUUM comes when it pays; the server's would compete with the copy.
+        sql.SQL("autovacuum_enabled = off"),
+        sql.SQL("toast.autovacuum_enabled = off"),
+    ]
+
+
+def columns(table: Table, alias: str = "t") -> tuple[sql.Composed, sql.Composed]:
+    """The stored columns as a list of names, and as a list of expressions of `alias`."""
+    names = [sql.Identifier(column.name) for column in table.columns if column.stored]
+    return (
+        sql.SQL(", ").join(names),
+        sql.SQL(", ").join(sql.SQL("{}.{}").format(sql.Identifier(alias), name) for name in names),
+    )
+
+
+def freeze(run: Run) -> None:
+    """Vacuum and freeze the shadow, and note whether all of it is now visible to everybody.
+
+    Only what every open snapshot sees can be frozen. Where an older one is open, its holder is told, and `run.frozen`
+    stays False; it is tried again before the swap. Locks the shadow alone (SHARE UPDATE EXCLUSIVE).
+    """
+    conn = run.control
+    run.purpose(conn, "freeze")
+    conn.execute(sql.SQL("VACUUM (FREEZE, TRUNCATE false) {}").format(run.job.shadow))
+    row = conn.execute(query("shadow.visible"), {"shadow": f"{SCHEMA}.{run.job.shadow_name}"}).fetchone()
+    assert row is not None
+    pages, visible = row
+    run.frozen = visible >= pages
+    if not run.frozen and visible < pages // 2:
+        holders = [holder[0] for holder in conn.execute(query("shadow.horizon"))]
+        if holders:
+            run.reporter.message("the copy cannot be frozen yet: older snapshots are held by " + ", ".join(holders))

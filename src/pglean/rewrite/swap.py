@@ -1,0 +1,157 @@
+"""The swap: under ACCESS EXCLUSIVE, the last refresh, then table and shadow exchange their files. The only writer of catalogs.
+
+One READ COMMITTED transaction:
+
+1. ACCESS EXCLUSIVE on the table (by name, short timeout), then on the shadow. The clock of the budget starts.
+2. The table and the capture are what they were: final, nobody can write or alter any more.
+3. The records that are left are taken over. The shadow now equals the table.
+4. pg_class: table and shadow, and each index and its twin, exchange what says where the rows are (file, tablespace)
+   and what is true of these files (pages, tuples, visible and frozen pages, relfrozenxid, relminmxid, TOAST table).
+   The executor sends the invalidations for the rows it updates, as it does for any other.
+5. pg_depend: each TOAST table belongs to the table that now points to it. Their names follow; and their storage
+   parameters, which belong to the table by right, change places back.
+6. The shadow's mark that hides it from logical decoding goes. The triggers go. The job's row says `cleaning`.
+
+Invariant: before COMMIT everything is as it was for everybody else; after it, the table has all committed rows in the new
+files, and what is left to do is to drop the shadow with the old ones. A lost connection leaves one or the other; the
+job's row, written in the same transaction, says which.
+
+The budget is kept by the server, not by our good will: each statement runs under a statement_timeout of what is left, and a
+client that hangs is thrown out by idle_in_transaction_session_timeout.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from pglean.errors import ConnectionLost, PgleanError
+from pglean.locks import Mode, Patience, lock_shadow, locked
+from pglean.rewrite import job as jobs
+from pglean.rewrite import refresh
+from pglean.rewrite.job import SCHEMA
+from pglean.rewrite.phase import Phase
+from pglean.rewrite.run import Run
+from pglean.server import Connection, scalar
+from pglean.sql import query
+
+
+class OverBudget(Exception):
+    """The lock would have to be held for too long: it was released, nothing was changed, catch up and try again."""
+
+
+class Budget:
+    """What is left of the time for which a lock may be held."""
+
+    def __init__(self, conn: Connection, limit_ms: float) -> None:
+        self._conn, self._limit_ms = conn, limit_ms
+        self._started = time.monotonic()
+
+    @property
+    def spent_ms(self) -> float:
+        return (time.monotonic() - self._started) * 1000
+
+    def limit(self) -> None:
+        """Bound the next statement by what is left; raises `OverBudget` where nothing is."""
+        left = int(self._limit_ms - self.spent_ms)
+        if left <= 0:
+            raise OverBudget
+        self._conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(left)))
+
+
+def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
+    """Lock and exchange, or raise with nothing changed.
+
+    On exit: exchanged and committed, no lock. `between` is called after each failed request for the lock, to keep up.
+    Raises `OverBudget`, `LockNotObtained`, `TableChanged`, `CaptureGap`, `ConnectionLost`, `Interrupted`.
+    """
+    conn = run.control
+    run.purpose(conn, "swap")
+    run.reach("swap: before the lock")
+    started: float | None = None
+    committing = False
+    try:
+        with locked(run.server, conn, run.table, Mode.ACCESS_EXCLUSIVE, patience, between=between):
+            started = time.monotonic()
+            budget = Budget(conn, run.job.options.max_lock_ms)
+            conn.execute(
+                sql.SQL("SET LOCAL idle_in_transaction_session_timeout = {}").format(
+                    sql.Literal(run.job.options.max_lock_ms)
+                )
+            )
+            _exchange(run, conn, budget)
+            budget.limit()
+            committing = True
+    except pg.QueryCanceled as error:
+        run.server.check()
+        raise OverBudget from error
+    except pg.LockNotAvailable as error:
+        # Not the table's lock (`locked` deals with that one) but a catalog row that an open GRANT has updated.
+        raise OverBudget from error
+    except psycopg.OperationalError as error:
+        if committing:
+            _settle(run, error)
+        raise
+    finally:
+        if started is not None:
+            held = (time.monotonic() - started) * 1000
+            run.exclusive_lock_ms = max(run.exclusive_lock_ms, held)
+    run.reach("swap: after the commit")
+
+
+def _settle(run: Run, error: psycopg.OperationalError) -> None:
+    """The connection was lost at COMMIT: what is true stands in the job's row. Returns where the swap is done."""
+    with suppress(PgleanError), run.server.connect("settle", cancellable=False) as conn:
+        phase = jobs.phase_of(conn, run.job.id)
+        if phase is not None and not phase.swapped:
+            raise ConnectionLost("connection lost while the swap was committed; it was not") from error
+    raise ConnectionLost(
+        "connection lost while the swap was committed",
+        detail="The server's own record of the run decides whether it was.",
+        hint="Run `pglean cleanup`: it finishes a swap that was committed and undoes one that was not.",
+    ) from error
+
+
+def _exchange(run: Run, conn: Connection, budget: Budget) -> None:
+    budget.limit()
+    lock_shadow(conn, run.job.shadow)
+    run.check(conn)
+    budget.limit()
+    records = refresh.waiting(conn, run)
+    _, _, consumed = refresh.within(run, conn, records)
+    run.reporter.applied(consumed, 0)
+    run.reach("swap: before the exchange")
+    shadow = int(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.oid", (f"{SCHEMA}.{run.job.shadow_name}",)))
+    indexes = {index.oid for index in run.table.indexes}
+    if indexes != set(run.twins):
+        raise PgleanError("an index has no twin: this is a bug of pglean")
+    budget.limit()
+    suffix = "_18" if run.server.capabilities.version >= 180000 else ""
+    parameters = {
+        "table": run.table.oid,
+        "shadow": shadow,
+        "mine": [run.table.oid, shadow, *run.twins.keys(), *run.twins.values()],
+        "theirs": [shadow, run.table.oid, *run.twins.values(), *run.twins.keys()],
+    }
+    updated = conn.execute(query(f"swap.files{suffix}"), parameters).rowcount
+    if updated != 2 + 2 * len(run.twins):
+        raise PgleanError(f"the exchange met {updated} relations instead of {2 + 2 * len(run.twins)}")
+    _exchange_toast(conn, parameters)
+    budget.limit()
+    run.capture.switch_off(conn)
+    jobs.enter(conn, run.job.id, Phase.CLEANING)
+    run.reach("swap: before the commit")
+
+
+def _exchange_toast(conn: Connection, parameters: dict[str, object]) -> None:
+    """Ownership, names and parameters of the TOAST tables, after the exchange of reltoastrelid. Either may be absent."""
+    conn.execute(query("swap.toast_owners"), parameters)
+    conn.execute(query("swap.toast_options"), parameters)
+    # Through names that nothing bears: two rows cannot exchange unique values in one statement.
+    for name in ("swap.toast_names_away", "swap.toast_names"):
+        conn.execute(query(name), parameters)

@@ -1,0 +1,71 @@
+"""Verification: rows are facts about a snapshot, so both tables are compared in the snapshot of a refresh.
+
+Runs inside the refresh's transaction; locks nothing more. `count` compares numbers of rows; `full` joins both tables by
+the key and compares the rows' images (``*<>`` compares values byte by byte after detoasting, needs no equality
+operator, and runs no code of a type's owner).
+"""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from pglean import guard
+from pglean.errors import VerificationFailed
+from pglean.options import Verify
+from pglean.rewrite.run import Run
+from pglean.rewrite.shadow import columns
+from pglean.server import scalar
+from pglean.sql import fragment
+
+
+def compare(run: Run) -> None:
+    """Raise `VerificationFailed` where shadow and table differ.
+
+    On entry: the control session's transaction, in which the refresh has just been done and is not committed yet.
+    """
+    conn = run.control
+    if run.job.options.verify is Verify.NONE:
+        return
+    run.purpose(conn, "verify")
+    expected = guard.execute(
+        conn, run.table, "c", lambda source: sql.SQL("SELECT pg_catalog.count(*) FROM {} AS t").format(source.relation)
+    )
+    found = int(scalar(conn, sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(run.job.shadow)))
+    run.rows = found
+    if expected != found:
+        raise VerificationFailed(
+            f"verification of {run.table.qualified_name} failed: {expected} rows in the table, {found} in its copy",
+            detail="Nothing was swapped; the table is as it was.",
+            hint="Check the table with pg_amcheck --heapallindexed; if it is sound, this is a bug of pglean: report it.",
+        )
+    if run.job.options.verify is Verify.FULL and (different := _different(run)):
+        raise VerificationFailed(
+            f"verification of {run.table.qualified_name} failed: {different} rows are missing in its copy or differ",
+            detail="Nothing was swapped; the table is as it was.",
+            hint="Check the table with pg_amcheck --heapallindexed; if it is sound, this is a bug of pglean: report it.",
+        )
+
+
+def _different(run: Run) -> int:
+    key = run.table.key
+    assert key is not None
+    _, left = columns(run.table, "t")
+    _, right = columns(run.table, "s")
+    same_key = sql.SQL(" AND ").join(
+        sql.SQL("t.{name} {equals} s.{name}{collate}").format(
+            name=sql.Identifier(column.name),
+            equals=fragment(column.equality_sql),
+            collate=fragment(f" COLLATE {column.collation_sql}" if column.collation_sql else ""),
+        )
+        for column in key.columns
+    )
+    return guard.execute(
+        run.control,
+        run.table,
+        "c",
+        lambda source: sql.SQL(
+            # Where no s matches, its key is NULL and so its image differs from t's, whose key never is.
+            "SELECT pg_catalog.count(*) FROM {table} AS t LEFT JOIN {shadow} AS s ON {same_key}"
+            " WHERE ROW({left})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW({right})::pg_catalog.record"
+        ).format(table=source.relation, shadow=run.job.shadow, same_key=same_key, left=left, right=right),
+    )

@@ -1,0 +1,283 @@
+"""Connections: the only module that opens any. Each is named by its purpose and made safe before it is used.
+
+A session of ours must not depend on what somebody set for the role or the database: no search path but pg_catalog
+(an unqualified name can never mean an object of somebody else), no time limits that end a run after hours of work
+(`statement_timeout`, `transaction_timeout`, …), no parameter that changes what pg_get_indexdef prints.
+
+`Server` also is the switch for Ctrl-C: `Server.cancel` makes every session of a run stop, whatever it is doing, and
+every later step raise `Interrupted`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, LiteralString, TypeAlias
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow, tuple_row
+
+from pglean.errors import ConnectionLost, Interrupted, PgleanError, UsageError
+
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+Statement: TypeAlias = LiteralString | sql.SQL | sql.Composed
+
+statements_log = logging.getLogger("pglean.sql")
+
+#: What each session sets, and why it must.
+SETTINGS: dict[str, str] = {
+    "search_path": "pg_catalog, pg_temp",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+    "idle_session_timeout": "0",
+    # A statement whose client was killed ends within this time, not after hours.
+    "client_connection_check_interval": "2s",
+    # A superuser sees all rows anyway; were it ever not so, an error is better than a part of the table.
+    "row_security": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "session_replication_role": "origin",
+    # Whatever of ours is lost in a crash is lost together with the checkpoint that tells of it, and a later
+    # commit of anybody that reaches the disk brings ours along: the WAL is one sequence. So nothing of ours waits
+    # for the disk or, under the swap's lock, for a synchronous standby that is down.
+    "synchronous_commit": "off",
+    # These change what the server prints of definitions; the values are those of pg_dump.
+    "quote_all_identifiers": "off",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "3",
+    "standard_conforming_strings": "on",
+    "constraint_exclusion": "off",
+    "jit": "off",
+    "client_min_messages": "warning",
+    "default_table_access_method": "heap",
+}
+
+#: Since which server version a setting of the above exists.
+_SINCE = {"transaction_timeout": 170000}
+
+
+class _Cursor(psycopg.Cursor[TupleRow]):
+    """A cursor that can tell (``-e``) what it sends."""
+
+    def execute(self, query: Any, params: Any = None, **kwargs: Any) -> _Cursor:
+        if statements_log.isEnabledFor(logging.INFO):
+            text = query.as_string(self.connection) if isinstance(query, sql.Composable) else str(query)
+            statements_log.info("%s", text if params is None else f"{text}\n-- {params!r}")
+        super().execute(query, params, **kwargs)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this server is and what our role may do there."""
+
+    #: server_version_num, e.g. 150020.
+    version: int
+    database: str
+    role: str
+    is_superuser: bool
+    in_recovery: bool
+    block_bytes: int
+    max_connections: int
+    #: The search path that the role has by itself: by it, `-t orders` is resolved.
+    search_path: str
+    has_plpgsql: bool
+
+
+class Server:
+    """One database of one server, as `conninfo` names it.
+
+    Raises `ConnectionLost` where it cannot be reached, `UsageError` where the connection string is wrong.
+    """
+
+    def __init__(self, conninfo: str = "") -> None:
+        self._conninfo = conninfo
+        self._open: set[Connection] = set()
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._reason = ""
+        self._shielded = False
+        with self.connect("preflight") as conn:
+            self.capabilities = _capabilities(conn, self._search_path)
+
+    # ---- connections
+
+    @contextlib.contextmanager
+    def connect(self, purpose: str, *, cancellable: bool = True) -> Iterator[Connection]:
+        """A session in autocommit mode, closed at the end of the block.
+
+        `cancellable=False` is for undoing: its statements survive the `cancel` that made it necessary.
+        """
+        conn = self._connect(purpose)
+        if cancellable:
+            with self._lock:
+                self._open.add(conn)
+        try:
+            yield conn
+        finally:
+            with self._lock:
+                self._open.discard(conn)
+            conn.close()
+
+    def _connect(self, purpose: str) -> Connection:
+        try:
+            conn = psycopg.Connection.connect(
+                self._conninfo,
+                autocommit=True,
+                # Plans of chunk statements are never reused, and a pooler in between may not know prepared ones.
+                prepare_threshold=None,
+                row_factory=tuple_row,
+                cursor_factory=_Cursor,
+                application_name=application_name(purpose),
+            )
+        except psycopg.ProgrammingError as error:
+            raise UsageError(f"invalid connection parameters: {str(error).strip()}") from error
+        except psycopg.OperationalError as error:
+            raise ConnectionLost(str(error).strip()) from error
+        version = conn.info.server_version
+        names = [name for name in SETTINGS if version >= _SINCE.get(name, 0)]
+        self._search_path = str(_one(conn, "SELECT pg_catalog.current_setting('search_path')"))
+        conn.execute(
+            "SELECT pg_catalog.set_config(name, value, false)"
+            " FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])) AS s(name, value)",
+            (names, [SETTINGS[name] for name in names]),
+        )
+        # A name in another encoding must reach the server as it was read from it.
+        conn.execute("SET client_encoding TO 'UTF8'")
+        return conn
+
+    # ---- interruption
+
+    def cancel(self, reason: str) -> None:
+        """End whatever sessions of ours do, now and later, until `shielded`. Safe to call from a signal handler.
+
+        A cancel request that arrives while a session is between two statements has no effect, so it is repeated.
+        """
+        if self._cancelled.is_set() or self._shielded:
+            return
+        self._reason = reason
+        self._cancelled.set()
+        threading.Thread(target=self._keep_cancelling, name="pglean cancel", daemon=True).start()
+
+    def _keep_cancelling(self) -> None:
+        pause = threading.Event()
+        while self._cancelled.is_set():
+            with self._lock:
+                conns = list(self._open)
+            if not conns:
+                return
+            for conn in conns:
+                with contextlib.suppress(psycopg.Error):
+                    conn.cancel_safe(timeout=2)
+            pause.wait(0.1)
+
+    @contextlib.contextmanager
+    def shielded(self) -> Iterator[None]:
+        """For undoing: an earlier `cancel` is over, a later one has no effect before the end of the block."""
+        self._shielded = True
+        self._cancelled.clear()
+        try:
+            yield
+        finally:
+            self._shielded = False
+
+    def check(self) -> None:
+        """Raise `Interrupted` once `cancel` was called."""
+        if self._cancelled.is_set():
+            raise Interrupted(f"interrupted by {self._reason}")
+
+    def rest(self, seconds: float) -> None:
+        """Wait with no transaction open; raises `Interrupted` as soon as `cancel` is called."""
+        if self._cancelled.wait(seconds):
+            self.check()
+
+
+def _one(conn: Connection, query: Statement, params: Any = None) -> Any:
+    row = conn.execute(query, params).fetchone()
+    return None if row is None else row[0]
+
+
+def scalar(conn: Connection, query: Statement, params: Any = None) -> Any:
+    """The first column of the first row, or None."""
+    return _one(conn, query, params)
+
+
+def _capabilities(conn: Connection, search_path: str) -> Capabilities:
+    row = conn.execute(
+        """
+        SELECT pg_catalog.current_database(), current_user,
+               (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
+               pg_catalog.pg_is_in_recovery(),
+               pg_catalog.current_setting('block_size')::int,
+               pg_catalog.current_setting('max_connections')::int,
+               EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql')
+        """
+    ).fetchone()
+    assert row is not None
+    database, role, is_superuser, in_recovery, block_bytes, max_connections, has_plpgsql = row
+    return Capabilities(
+        version=conn.info.server_version,
+        database=database,
+        role=role,
+        is_superuser=is_superuser,
+        in_recovery=in_recovery,
+        block_bytes=block_bytes,
+        max_connections=max_connections,
+        search_path=search_path,
+        has_plpgsql=has_plpgsql,
+    )
+
+
+def application_name(purpose: str) -> str:
+    """``pglean <purpose>``, cut to what the server keeps (63 bytes) without breaking a character."""
+    return f"pglean {purpose}".encode()[:63].decode("utf-8", "ignore")
+
+
+def set_purpose(conn: Connection, purpose: str) -> None:
+    """Tell in pg_stat_activity what this session is doing now."""
+    conn.execute("SELECT pg_catalog.set_config('application_name', %s, false)", (application_name(purpose),))
+
+
+@contextlib.contextmanager
+def transaction(conn: Connection, *, snapshot: str | None = None, repeatable: bool = False) -> Iterator[None]:
+    """One transaction of an autocommit session; rolled back where the block raises.
+
+    `repeatable`: REPEATABLE READ, so that all statements see one snapshot; `snapshot`: that very one, exported
+    elsewhere by pg_export_snapshot.
+    """
+    mode: LiteralString = "BEGIN ISOLATION LEVEL REPEATABLE READ" if repeatable or snapshot else "BEGIN"
+    conn.execute(mode)
+    try:
+        if snapshot is not None:
+            conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        yield
+    except BaseException:
+        with contextlib.suppress(psycopg.Error):
+            conn.execute("ROLLBACK")
+        raise
+    conn.execute("COMMIT")
+
+
+def translate(error: BaseException) -> PgleanError:
+    """What an error of the driver means to the user; ours pass unchanged."""
+    if isinstance(error, PgleanError):
+        return error
+    if isinstance(error, psycopg.Error):
+        diag = error.diag
+        message = diag.message_primary or str(error).strip() or type(error).__name__
+        if diag.sqlstate is None or (diag.sqlstate[:2] in ("08", "57") and diag.sqlstate != "57014"):
+            return ConnectionLost(
+                "connection to the server was lost",
+                detail=message,
+                hint="Look at the server's log; then run `pglean status` and `pglean cleanup`.",
+            )
+        return PgleanError(message, detail=diag.message_detail, hint=diag.message_hint)
+    return PgleanError(f"unexpected error: {error!r}")

@@ -1,0 +1,15 @@
+-- name: triggers
+-- xmin is the raw one, kept through freezing: it changes only when the row does.
+SELECT t.tgname, t.oid::bigint, t.xmin::text, t.tgenabled::text
+  FROM pg_trigger t
+  JOIN pg_proc p ON p.oid = t.tgfoid
+  JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE t.tgrelid = %(oid)s AND n.nspname = 'pglean' AND p.proname = ANY (%(functions)s)
+ ORDER BY t.tgname
+
+-- name: trigger_exists
+SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = %(oid)s AND tgname = %(name)s)
+
+-- name: function_exists
+SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+                WHERE n.nspname = 'pglean' AND p.proname = %(name)s)

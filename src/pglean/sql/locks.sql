@@ -1,0 +1,48 @@
+-- name: named
+SELECT c.oid, c.relkind::text
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+
+-- name: blockers
+-- Locks of prepared transactions have no pid; their virtual transaction id is -1/xid.
+SELECT CASE WHEN l.pid IS NULL
+            THEN 'prepared transaction ' || coalesce(quote_literal(p.gid), l.virtualtransaction)
+                 || coalesce(' of ' || p.owner || ', prepared ' || date_trunc('second', clock_timestamp() - p.prepared) || ' ago', '')
+            ELSE 'pid ' || l.pid || ' (' || coalesce(nullif(a.backend_type, 'client backend') || ', ', '')
+                 || coalesce(a.usename, '?') || coalesce(', ' || nullif(a.application_name, ''), '')
+                 || coalesce(', ' || a.state, '')
+                 || coalesce(', transaction open for ' || date_trunc('second', clock_timestamp() - a.xact_start), '')
+                 || coalesce(': ' || nullif(left(regexp_replace(a.query, '\s+', ' ', 'g'), 80), ''), '') || ')'
+       END
+  FROM pg_locks l
+  LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+  LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND '-1/' || p.transaction::text = l.virtualtransaction
+ WHERE l.locktype = 'relation' AND l.relation = %(oid)s
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND l.mode = ANY (%(modes)s) AND l.pid IS DISTINCT FROM pg_backend_pid()
+ ORDER BY l.granted DESC, a.xact_start
+ LIMIT 10
+
+-- name: cancel
+SELECT pg_cancel_backend(l.pid)
+  FROM (SELECT DISTINCT pid FROM pg_locks
+         WHERE locktype = 'relation' AND relation = %(oid)s AND granted AND mode = ANY (%(modes)s)
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND pid IS NOT NULL AND pid <> pg_backend_pid()) l
+  JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE NOT (a.backend_type = 'autovacuum worker' AND a.query LIKE '%%to prevent wraparound%%')
+
+-- name: terminate
+SELECT pg_terminate_backend(l.pid)
+  FROM (SELECT DISTINCT pid FROM pg_locks
+         WHERE locktype = 'relation' AND relation = %(oid)s AND granted AND mode = ANY (%(modes)s)
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND pid IS NOT NULL AND pid <> pg_backend_pid()) l
+  JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE NOT (a.backend_type = 'autovacuum worker' AND a.query LIKE '%%to prevent wraparound%%')
+
+-- name: claimed
+SELECT EXISTS (SELECT FROM pg_locks
+                WHERE locktype = 'advisory' AND granted AND objsubid = 1
+                  AND classid = %(namespace)s::bigint::oid AND objid = %(oid)s
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))

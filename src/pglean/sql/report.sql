@@ -1,0 +1,13 @@
+-- name: sizes
+-- Heap (with its other forks), TOAST with its index, and each index of a table.
+SELECT 'heap', c.relname, pg_table_size(c.oid) - coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0)
+  FROM pg_class c WHERE c.oid = %(oid)s
+UNION ALL
+SELECT 'toast', t.relname, pg_total_relation_size(t.oid)
+  FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = %(oid)s
+UNION ALL
+(SELECT 'index', i.relname, pg_relation_size(i.oid)
+   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = %(oid)s ORDER BY i.relname)
+
+-- name: wal_bytes
+SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn

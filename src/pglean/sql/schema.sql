@@ -1,0 +1,70 @@
+-- The schema `pglean`: jobs and their checkpoints. It belongs to the administrator, and nobody else may even name
+-- anything in it (no USAGE): the helpers of a run stand here, some of which belong to the owner of the table.
+-- Migrations are applied in order, in one transaction each; pglean.version says which have been.
+
+-- migration: 1
+CREATE TABLE pglean.version (
+    version      integer     NOT NULL PRIMARY KEY,
+    installed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+
+-- One row per run. `phase` bears the fixed numbers of rewrite/phase.py. What identifies the run's objects
+-- (their names follow from `id`) is written before the objects are made.
+CREATE TABLE pglean.job (
+    id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relation       oid         NOT NULL,
+    schema_name    text        NOT NULL,
+    table_name     text        NOT NULL,
+    phase          smallint    NOT NULL,
+    state          text        NOT NULL DEFAULT 'running'
+                   CHECK (state IN ('running', 'done', 'undone', 'remains')),
+    options        jsonb       NOT NULL,
+    -- What must not change under the run: catalog.fingerprint.
+    fingerprint    jsonb       NOT NULL,
+    -- Identity of the capture, e.g. OID and xmin of each trigger.
+    capture        jsonb,
+    -- Blocks of the heap when the capture was on: these are copied, later ones need no copy.
+    blocks         bigint,
+    client         text        NOT NULL,
+    pglean_version text        NOT NULL,
+    backend_pid    integer     NOT NULL,
+    started_at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    heartbeat_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    finished_at    timestamptz,
+    progress       jsonb,
+    error          text,
+    result         jsonb
+);
+
+-- Ranges of blocks that are copied; written in the transaction that copies them.
+CREATE TABLE pglean.chunk (
+    job         bigint NOT NULL,
+    first_block bigint NOT NULL,
+    end_block   bigint NOT NULL,
+    rows        bigint NOT NULL,
+    PRIMARY KEY (job, first_block)
+);
+
+-- Indexes of the shadow that are built; written in the transaction that builds them.
+CREATE TABLE pglean.twin (
+    job         bigint NOT NULL,
+    index_oid   oid    NOT NULL,
+    twin_oid    oid    NOT NULL,
+    PRIMARY KEY (job, index_oid)
+);
+
+-- A table whose relrewrite is not 0 is passed over by logical decoding, as the transient heap of VACUUM FULL is:
+-- without it, a subscriber of a publication FOR ALL TABLES stops at the first row that we write.
+-- Only for tables in our own schema. INVOKER: only a superuser may write to pg_class anyway.
+CREATE FUNCTION pglean.conceal_1(relation regclass, original oid) RETURNS void
+LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    UPDATE pg_catalog.pg_class AS c SET relrewrite = original
+     WHERE c.oid = relation
+       AND c.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pglean');
+END;
+REVOKE ALL ON FUNCTION pglean.conceal_1(regclass, oid) FROM PUBLIC;
+
+SELECT pglean.conceal_1(c.oid::regclass, c.oid)
+  FROM pg_catalog.pg_class AS c
+ WHERE c.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pglean') AND c.relkind = 'r';

@@ -1,0 +1,53 @@
+-- All of these run in one transaction that holds ACCESS EXCLUSIVE on the table and on the shadow.
+
+-- name: files
+UPDATE pg_catalog.pg_class AS c
+   SET relfilenode = o.relfilenode, reltablespace = o.reltablespace,
+       relpages = o.relpages, reltuples = o.reltuples, relallvisible = o.relallvisible,
+       reltoastrelid = o.reltoastrelid, relfrozenxid = o.relfrozenxid, relminmxid = o.relminmxid,
+       relrewrite = 0
+  FROM unnest(%(mine)s::oid[], %(theirs)s::oid[]) AS pair(mine, theirs)
+  JOIN pg_catalog.pg_class AS o ON o.oid = pair.theirs
+ WHERE c.oid = pair.mine
+
+-- name: files_18
+UPDATE pg_catalog.pg_class AS c
+   SET relfilenode = o.relfilenode, reltablespace = o.reltablespace,
+       relpages = o.relpages, reltuples = o.reltuples, relallvisible = o.relallvisible, relallfrozen = o.relallfrozen,
+       reltoastrelid = o.reltoastrelid, relfrozenxid = o.relfrozenxid, relminmxid = o.relminmxid,
+       relrewrite = 0
+  FROM unnest(%(mine)s::oid[], %(theirs)s::oid[]) AS pair(mine, theirs)
+  JOIN pg_catalog.pg_class AS o ON o.oid = pair.theirs
+ WHERE c.oid = pair.mine
+
+-- name: toast_owners
+UPDATE pg_catalog.pg_depend AS d
+   SET refobjid = c.oid
+  FROM pg_catalog.pg_class AS c
+ WHERE c.oid IN (%(table)s, %(shadow)s)
+   AND d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.reltoastrelid AND d.objsubid = 0
+   AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid IN (%(table)s, %(shadow)s) AND d.deptype = 'i'
+
+-- name: toast_options
+-- What the table's old TOAST table was told (ALTER TABLE … SET (toast.…)) goes to the new one, and back.
+UPDATE pg_catalog.pg_class AS t
+   SET reloptions = o.reloptions
+  FROM pg_catalog.pg_class AS tm, pg_catalog.pg_class AS om, pg_catalog.pg_class AS o
+ WHERE tm.oid IN (%(table)s, %(shadow)s) AND t.oid = tm.reltoastrelid
+   AND om.oid IN (%(table)s, %(shadow)s) AND om.oid <> tm.oid AND o.oid = om.reltoastrelid
+
+-- name: toast_names_away
+UPDATE pg_catalog.pg_class AS t
+   SET relname = 'pglean_toast_' || m.oid || CASE WHEN t.relkind = 'i' THEN '_index' ELSE '' END
+  FROM pg_catalog.pg_class AS m
+ WHERE m.oid IN (%(table)s, %(shadow)s)
+   AND (t.oid = m.reltoastrelid
+        OR t.oid IN (SELECT i.indexrelid FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND m.reltoastrelid <> 0))
+
+-- name: toast_names
+UPDATE pg_catalog.pg_class AS t
+   SET relname = 'pg_toast_' || m.oid || CASE WHEN t.relkind = 'i' THEN '_index' ELSE '' END
+  FROM pg_catalog.pg_class AS m
+ WHERE m.oid IN (%(table)s, %(shadow)s)
+   AND (t.oid = m.reltoastrelid
+        OR t.oid IN (SELECT i.indexrelid FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND m.reltoastrelid <> 0))

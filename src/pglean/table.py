@@ -1,0 +1,149 @@
+"""What pglean knows of a table: frozen values, read from the catalog once by `catalog`, no I/O here.
+
+Attributes that end in ``_sql`` hold SQL text which the *server* produced (format_type, quote_ident, pg_get_indexdef
+under an empty search path): qualified, quoted, fit to be sent back. All other names are raw and are quoted by the driver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One row of pg_attribute, dropped ones included: tuples are read by position."""
+
+    number: int
+    name: str
+    #: Type with modifier, as format_type writes it; of no meaning for a dropped column.
+    type_sql: str
+    #: Qualified collation, or None where the type has none.
+    collation_sql: str | None
+    #: attstorage: p(lain), e(xternal), m(ain) or (e)x(tended).
+    storage: str
+    #: The storage that the type itself brings, which CREATE TABLE gives.
+    type_storage: str
+    #: attcompression: p(glz), l(z4), or "" for the server's default at the time of writing.
+    compression: str
+    dropped: bool
+    #: attgenerated: "", s(tored) or v(irtual, PostgreSQL 18).
+    generated: str
+    not_null: bool
+
+    @property
+    def stored(self) -> bool:
+        """Whether the heap holds a value of it: not so for dropped and for virtual generated columns."""
+        return not self.dropped and self.generated != "v"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyColumn:
+    """A column of the key, and how two values of it are compared."""
+
+    number: int
+    name: str
+    #: The type without its domain, so that recording a key never runs a domain's checks and never pins the domain.
+    type_sql: str
+    #: The collation *of the index*: under a nondeterministic one, unequal strings are the same key.
+    collation_sql: str | None
+    #: The equality operator of the index's operator class, e.g. ``OPERATOR(pg_catalog.=)``.
+    equality_sql: str
+    #: Whether equal values have equal hashes under the type's default hash function.
+    hashable: bool
+    #: Whether the operator and the type are the server's own, so that calling it runs nobody's code.
+    builtin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The columns that tell each row from every other: by these, changes are recorded and rows refreshed."""
+
+    index_oid: int
+    index_name: str
+    columns: tuple[KeyColumn, ...]
+
+    @property
+    def hashable(self) -> bool:
+        """Whether the keys can be divided among workers by their hash."""
+        return all(column.hashable for column in self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """One index of the table."""
+
+    oid: int
+    name: str
+    schema: str
+    method: str
+    #: What follows USING in its definition: method, columns, options, predicate; None where that was not understood.
+    definition_sql: str | None
+    unique: bool
+    primary: bool
+    #: Backs an exclusion or a temporal (WITHOUT OVERLAPS) constraint.
+    exclusion: bool
+    #: indisvalid and indisready and indislive.
+    valid: bool
+    #: An expression or predicate uses the row as a whole, e.g. ``f(t.*)`` or ``t IS NOT NULL``.
+    whole_row: bool
+    #: Tablespace by name; None for the database's default.
+    tablespace: str | None
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Toast:
+    """The TOAST table."""
+
+    oid: int
+    index_oid: int
+    #: pg_class.reloptions of the TOAST table, without the ``toast.`` prefix.
+    options: tuple[str, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A relation that somebody asked to have repacked; `rewrite.checks` says whether that is possible."""
+
+    oid: int
+    schema: str
+    name: str
+    #: pg_class.relkind.
+    kind: str
+    #: pg_class.relpersistence: p(ermanent), u(nlogged), t(emporary).
+    persistence: str
+    owner: str
+    owner_is_superuser: bool
+    #: Access method; None for kinds that have none.
+    method: str | None
+    #: Tablespace by name; None for the database's default.
+    tablespace: str | None
+    #: pg_class.reloptions, e.g. ``fillfactor=70``.
+    options: tuple[str, ...]
+    columns: tuple[Column, ...]
+    indexes: tuple[Index, ...]
+    key: Key | None
+    toast: Toast | None
+    #: Size of the main fork and the other forks of the heap, without TOAST and indexes.
+    heap_bytes: int
+    #: pg_class.reltuples; None where neither VACUUM nor ANALYZE has run yet.
+    estimated_rows: int | None
+    is_system: bool
+
+    @property
+    def qualified_name(self) -> str:
+        """For messages only, quoted where psql would; statements use the driver's quoting."""
+        return f"{quote_name(self.schema)}.{quote_name(self.name)}"
+
+    @property
+    def total_bytes(self) -> int:
+        """Heap, TOAST with its index, and all indexes."""
+        toast = self.toast.bytes if self.toast else 0
+        return self.heap_bytes + toast + sum(index.bytes for index in self.indexes)
+
+
+def quote_name(name: str) -> str:
+    """How an identifier looks in a message: bare where it is a plain word, otherwise in double quotes."""
+    plain = name.isidentifier() and name.isascii() and name == name.lower()
+    return name if plain else '"' + name.replace('"', '""') + '"'
