@@ -44,8 +44,8 @@ class Database:
     ) -> Result:
         """Rewrite a table while applications read and write it.
 
-        `table` is read as in SQL, by the role's search path. Options are those of `Options`, as an object, by keyword, or
-        both. `on_progress` is called with a `Progress`, from any thread of the run, at most a few times a second.
+        `table` is read as in SQL, by the role's search path. Options are those of `Options`, as an object, by keyword,
+        or both. `on_progress` is called with a `Progress`, from any thread of the run, at most a few times a second.
 
         Locks: ACCESS SHARE per chunk (`chunk_ms`) and refresh; SHARE ROW EXCLUSIVE once, for a moment; ACCESS EXCLUSIVE
         at the end, at most `max_lock_ms`; each waited for at most `lock_timeout_ms` at a time.

@@ -51,7 +51,7 @@ def resolve(server: Server, conn: Connection, name: str) -> int:
     if oid is None:
         raise UsageError(
             f'relation "{name}" does not exist',
-            hint="Names are read as in SQL: write schema.table, and quote what has capitals or blanks: '\"Big Table\"'.",
+            hint="Names are read as in SQL: schema.table; capitals and blanks need quotes: '\"Big Table\"'.",
         )
     return int(oid)
 

@@ -6,8 +6,8 @@ superuser in the planning of ``SELECT count(*)``.) DML on an indexed table evalu
 SECURITY DEFINER function of the owner instead is not enough: what it leaves behind (a deferred trigger, a cursor WITH
 HOLD) is run at COMMIT, by us. And the owner's rights may be too small to read the table: FORCE ROW LEVEL SECURITY.
 
-The server has one place that does exactly what is needed: REFRESH MATERIALIZED VIEW plans and runs a query as the view's
-owner *in a security-restricted operation*, in which roles cannot be changed, triggers not be deferred, cursors
+The server has one place that does exactly what is needed: REFRESH MATERIALIZED VIEW plans and runs a query as the
+view's owner *in a security-restricted operation*, in which roles cannot be changed, triggers not be deferred, cursors
 not be held, and settings are restored afterwards. So a statement of ours becomes, in the transaction it belongs to,
 
 * a view over the table, owned by us: its *table access* is checked against us (superuser: no row security, no missing

@@ -102,7 +102,10 @@ class Patience:
         return time.monotonic() - self._started
 
     def pause(self, table: Table, mode: Mode, reason: str, blockers: tuple[str, ...]) -> None:
-        """Wait before the next attempt, with no lock and no transaction; raises `LockNotObtained` at the end of the patience."""
+        """Wait before the next attempt, with no lock and no transaction.
+
+        Raises `LockNotObtained` at the end of the patience.
+        """
         limit = self.policy.wait_timeout_s * (3 if self.policy.kill_backend else 1)
         if self._waited_s >= limit:
             raise LockNotObtained(

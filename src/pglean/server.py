@@ -147,7 +147,8 @@ class Server:
         self._search_path = str(_one(conn, "SELECT pg_catalog.current_setting('search_path')"))
         conn.execute(
             "SELECT pg_catalog.set_config(name, value, false)"
-            " FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])) AS s(name, value)",
+            " FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]))"
+            " AS s(name, value)",
             (names, [SETTINGS[name] for name in names]),
         )
         # A name in another encoding must reach the server as it was read from it.
@@ -266,6 +267,10 @@ def transaction(conn: Connection, *, snapshot: str | None = None, repeatable: bo
     conn.execute("COMMIT")
 
 
+#: SQLSTATEs with which the server ends a session: shutdown, crash, database dropped, idle or transaction timeouts.
+_ENDED = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"})
+
+
 def translate(error: BaseException) -> PgleanError:
     """What an error of the driver means to the user; ours pass unchanged."""
     if isinstance(error, PgleanError):
@@ -273,7 +278,8 @@ def translate(error: BaseException) -> PgleanError:
     if isinstance(error, psycopg.Error):
         diag = error.diag
         message = diag.message_primary or str(error).strip() or type(error).__name__
-        if diag.sqlstate is None or (diag.sqlstate[:2] in ("08", "57") and diag.sqlstate != "57014"):
+        cut = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and diag.sqlstate is None
+        if cut or diag.sqlstate in _ENDED or (diag.sqlstate or "").startswith("08"):
             return ConnectionLost(
                 "connection to the server was lost",
                 detail=message,

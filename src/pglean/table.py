@@ -1,7 +1,8 @@
 """What pglean knows of a table: frozen values, read from the catalog once by `catalog`, no I/O here.
 
 Attributes that end in ``_sql`` hold SQL text which the *server* produced (format_type, quote_ident, pg_get_indexdef
-under an empty search path): qualified, quoted, fit to be sent back. All other names are raw and are quoted by the driver.
+under an empty search path): qualified, quoted, fit to be sent back. All other names are raw and are quoted by the
+driver.
 """
 
 from __future__ import annotations

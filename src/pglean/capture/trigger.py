@@ -1,7 +1,7 @@
 """Capture by row triggers: three functions of fixed text that write the key, and nothing else, to the change table.
 
-* AFTER ROW: they see what was really stored, after all BEFORE triggers and ON CONFLICT. Whether other AFTER triggers run
-  earlier or later, or change the same row again, is of no matter: that a key was touched is true in any order.
+* AFTER ROW: they see what was really stored, after all BEFORE triggers and ON CONFLICT. Whether other AFTER triggers
+  run earlier or later, or change the same row again, is of no matter: that a key was touched is true in any order.
 * ENABLE ALWAYS: replication workers and sessions with session_replication_role = replica are seen too.
 * SECURITY DEFINER, owned by us: the application needs no right on the change table. All names in the text are
   qualified, down to the operators, so no search path can bend it; a SET clause on the function for the same purpose
@@ -126,8 +126,8 @@ class TriggerCapture:
     def check(self, conn: Connection, identity: Any) -> None:
         if self._identity(conn) != identity:
             raise CaptureGap(
-                f"the triggers of pglean on {self._table.qualified_name} were switched off or changed by another session",
-                detail="Changes made meanwhile were not recorded (ALTER TABLE … DISABLE TRIGGER, pg_restore --disable-triggers).",
+                f"the triggers of pglean on {self._table.qualified_name} were changed by another session",
+                detail="What was written while they were off (ALTER TABLE … DISABLE TRIGGER) was not recorded.",
                 hint="Run pglean again when the bulk load is over.",
             )
 

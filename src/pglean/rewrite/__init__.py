@@ -11,9 +11,9 @@ The protocol, and why it is right, in short:
 
 A key with no record visible in S has not been written since T0 as far as S can see: its row stands where it stood, so
 one range copied it, and what it copied is what S sees. A key with a record is replaced by what S sees. So after every
-refresh the shadow equals the table as of S. Records that S does not see stay for the next refresh. Under the final exclusive
-lock nothing can be written: the last refresh makes them equal for good, and the files are exchanged.
+refresh the shadow equals the table as of S. Records that S does not see stay for the next refresh. Under the final
+exclusive lock nothing can be written: the last refresh makes them equal for good, and the files are exchanged.
 
-Refreshing is idempotent and independent of order: that is why any of it can be cut into pieces, run in parallel, killed,
-and done again.
+Refreshing is idempotent and independent of order: that is why any of it can be cut into pieces, run in parallel,
+killed, and done again.
 """

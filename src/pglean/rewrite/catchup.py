@@ -32,6 +32,8 @@ _SHRINKS = 0.8
 _SAFE = 0.4
 #: Rounds that do not shrink before writers are paused.
 _ROUNDS_BEFORE_BRAKE = 3
+#: A page that is written again within so many seconds is not worth being frozen.
+_FRESH_S = 5.0
 
 
 class Flow:
@@ -40,17 +42,19 @@ class Flow:
     def __init__(self) -> None:
         self._at = time.monotonic()
         self.last = 0
+        #: Records per second that come in.
+        self.inflow = 0.0
         self.stuck = 0
         #: Milliseconds that the rest will take under the lock.
         self.expected_ms = float("inf")
 
     def learn(self, done: refresh.Round) -> None:
         now = time.monotonic()
-        inflow = done.records / max(now - self._at, 0.001)
+        self.inflow = done.records / max(now - self._at, 0.001)
         self._at = now
         per_record_s = done.seconds / done.records if done.records else 0.0
         # What came in while this round ran is what is left now.
-        self.expected_ms = 1000 * inflow * done.seconds * per_record_s
+        self.expected_ms = 1000 * self.inflow * done.seconds * per_record_s
         shrinks = done.records < _SHRINKS * self.last or self.last == 0
         self.stuck = 0 if shrinks else self.stuck + 1
         self.last = done.records
@@ -66,9 +70,11 @@ class Flow:
 
 def run(run: Run) -> None:
     """Refresh until the rest fits; then freeze once more what the refreshes have touched."""
-    drain(run)
-    # Pages touched by refreshes are not all visible any more. VACUUM reads only those.
-    if run.reporter.state.changes_applied or not run.frozen:
+    flow = drain(run)
+    # Pages touched by refreshes are not all visible any more; VACUUM reads only those. Where writers touch every page
+    # again within seconds, it would give nothing and let the changes pile up.
+    touched = run.reporter.state.changes_applied > 0 or not run.frozen
+    if touched and flow.inflow * _FRESH_S < max(run.shadow_pages, 1):
         freeze(run)
         drain(run)
 
@@ -78,8 +84,8 @@ def once(run: Run) -> None:
     refresh.round_(run)
 
 
-def drain(run: Run) -> None:
-    """Refresh until what is left fits the budget of the lock."""
+def drain(run: Run) -> Flow:
+    """Refresh until what is left fits the budget of the lock; returns what was learnt."""
     flow = Flow()
     consumed = 0
     budget_ms = run.job.options.max_lock_ms
@@ -90,7 +96,7 @@ def drain(run: Run) -> None:
             consumed += done.records
             flow.learn(done)
             if flow.calm() or flow.fits(budget_ms):
-                return
+                return flow
             if refresh.vacuum_pays(consumed):
                 refresh.vacuum_changes(run)
                 consumed = 0

@@ -2,8 +2,8 @@
 
 Order matters. First the triggers stop, then what they write to goes: a change table dropped under a living trigger
 would fail every write of the application. Dropping a trigger needs ACCESS EXCLUSIVE; where a long reader keeps that
-away, the trigger functions are emptied instead (no lock), all else is dropped, and the job stays listed as `remains` until
-`pglean cleanup` has dropped the triggers, which then do nothing but be called.
+away, the trigger functions are emptied instead (no lock), all else is dropped, and the job stays listed as `remains`
+until `pglean cleanup` has dropped the triggers, which then do nothing but be called.
 """
 
 from __future__ import annotations

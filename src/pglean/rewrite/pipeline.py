@@ -42,7 +42,7 @@ class Step:
     """A phase and what is done in it."""
 
     phase: Phase
-    act: Callable[[Run], None]
+    act: Callable[[Run], object]
 
 
 # ---- what is done in each phase
@@ -165,8 +165,9 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
             with _workers(server, job, control, reporter) as run:
                 phases = _walk(run)
         except BaseException as error:
-            _end(server, job, error, options)
-            raise  # pragma: no cover - _end always raises
+            # Whatever state an interruption has left the session in, its locks must be gone before undoing.
+            control.close()
+            raise _end(server, job, error, options) from error
         # From here on the swap is committed: whatever fails now must not be reported as a failure of the repack.
         if options.analyze:
             phases["analyze"] = _analyze(control, run, reporter)
@@ -246,9 +247,9 @@ def _analyze(conn: Connection, run: Run, reporter: Reporter) -> float:
     return time.monotonic() - started
 
 
-def _end(server: Server, job: jobs.Job, error: BaseException, options: Options) -> None:
-    """Undo (or, after the swap, finish) the run, and raise what is to be told."""
-    if isinstance(error, psycopg.Error) and not isinstance(error, ConnectionLost):
+def _end(server: Server, job: jobs.Job, error: BaseException, options: Options) -> BaseException:
+    """Undo (or, after the swap, finish) the run; returns what is to be told."""
+    if isinstance(error, psycopg.Error):
         # A statement that was cancelled because the user asked for it is his interruption, not an error.
         try:
             server.check()
@@ -258,17 +259,15 @@ def _end(server: Server, job: jobs.Job, error: BaseException, options: Options) 
     with server.shielded():
         pausepoint.reach("undo")
         try:
-            remains, phase = _undo(server, job, options, str(getattr(told, "message", told)))
+            remains, swapped = _undo(server, job, options, str(getattr(told, "message", told)))
         except (PgleanError, psycopg.Error) as second:
-            _add_hint(told, f"Undoing failed as well ({translate(second).message}): run `pglean cleanup` to undo it.")
-            raise told from error
-    if phase is not None and phase.swapped:
+            _add_hint(told, f"Undoing failed as well ({translate(second).message}): `pglean cleanup` undoes it.")
+            return told
+    if swapped:
         _add_hint(told, "The files had been exchanged already: the table is repacked, and what was left is removed.")
     if remains:
         _add_hint(told, f"Still there: {'; '.join(remains)}. `pglean cleanup` removes them.")
-    if told is error:
-        raise told
-    raise told from error
+    return told
 
 
 def _add_hint(error: BaseException, text: str) -> None:
@@ -278,18 +277,33 @@ def _add_hint(error: BaseException, text: str) -> None:
         error.add_note(text)
 
 
-def _undo(server: Server, job: jobs.Job, options: Options, reason: str) -> tuple[list[str], Phase | None]:
+def _undo(server: Server, job: jobs.Job, options: Options, reason: str) -> tuple[list[str], bool]:
+    """Remove what the run has made; returns what could not be removed, and whether the swap had been committed."""
     with _reach_again(server) as conn:
-        phase = jobs.phase_of(conn, job.id)
+        if not _claim_again(server, conn, job.table.oid):
+            # Another run has taken the table: it removed what this one had left before it began.
+            return [], False
         try:
             table = catalog.load(conn, job.table.oid)
         except TableChanged:
             table = None
         remains = cleanup.remove(server, conn, job.id, table, _patience(server, options, _UNDO_WAIT_S))
-        done = phase is not None and phase.swapped
-        state = "remains" if remains else "done" if done else "undone"
+        # Asked only now: a COMMIT whose connection was lost may have been under way, and its locks were waited for.
+        phase = jobs.phase_of(conn, job.id)
+        swapped = phase is not None and phase.swapped
+        state = "remains" if remains else "done" if swapped else "undone"
         jobs.finish(conn, job.id, state, error="; ".join([reason, *remains]))
-        return remains, phase
+        return remains, swapped
+
+
+def _claim_again(server: Server, conn: Connection, oid: int) -> bool:
+    """Take the claim that the run's closed session is about to lose."""
+    deadline = time.monotonic() + _UNDO_WAIT_S
+    while not claim(conn, oid):
+        if time.monotonic() > deadline:
+            return False
+        server.rest(0.05)
+    return True
 
 
 @contextlib.contextmanager
@@ -303,7 +317,7 @@ def _reach_again(server: Server) -> Iterator[Connection]:
         except ConnectionLost:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.5)
+            server.rest(0.5)
             continue
         break
     try:

@@ -111,6 +111,8 @@ class Run:
     twins: dict[int, int] = field(default_factory=dict)
     #: Whether all of the shadow was visible to everybody when it was last vacuumed.
     frozen: bool = False
+    #: Pages of the shadow's heap at that time.
+    shadow_pages: int = 0
     #: Milliseconds for which ACCESS EXCLUSIVE was held: the longest of all attempts, and of the slices for writers.
     exclusive_lock_ms: float = 0.0
     #: Rows in the table, as counted by the copy or by the verification.

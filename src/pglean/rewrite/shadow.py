@@ -120,6 +120,7 @@ def freeze(run: Run) -> None:
     row = conn.execute(query("shadow.visible"), {"shadow": f"{SCHEMA}.{run.job.shadow_name}"}).fetchone()
     assert row is not None
     pages, visible = row
+    run.shadow_pages = pages
     run.frozen = visible >= pages
     if not run.frozen and visible < pages // 2:
         holders = [holder[0] for holder in conn.execute(query("shadow.horizon"))]

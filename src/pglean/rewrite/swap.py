@@ -1,4 +1,4 @@
-"""The swap: under ACCESS EXCLUSIVE, the last refresh, then table and shadow exchange their files. The only writer of catalogs.
+"""The swap: the last refresh, then table and shadow exchange their files. The only writer of catalogs.
 
 One READ COMMITTED transaction:
 
@@ -12,25 +12,23 @@ One READ COMMITTED transaction:
    parameters, which belong to the table by right, change places back.
 6. The shadow's mark that hides it from logical decoding goes. The triggers go. The job's row says `cleaning`.
 
-Invariant: before COMMIT everything is as it was for everybody else; after it, the table has all committed rows in the new
-files, and what is left to do is to drop the shadow with the old ones. A lost connection leaves one or the other; the
-job's row, written in the same transaction, says which.
+Invariant: before COMMIT everything is as it was for everybody else; after it, the table has all committed rows in the
+new files, and what is left to do is to drop the shadow with the old ones. A lost connection leaves one or the other;
+the job's row, written in the same transaction, says which.
 
-The budget is kept by the server, not by our good will: each statement runs under a statement_timeout of what is left, and a
-client that hangs is thrown out by idle_in_transaction_session_timeout.
+The budget is kept by the server, not by our good will: each statement runs under a statement_timeout of what is left,
+and a client that hangs is thrown out by idle_in_transaction_session_timeout.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
-import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
-from pglean.errors import ConnectionLost, PgleanError
+from pglean.errors import PgleanError
 from pglean.locks import Mode, Patience, lock_shadow, locked
 from pglean.rewrite import job as jobs
 from pglean.rewrite import refresh
@@ -68,13 +66,13 @@ def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
     """Lock and exchange, or raise with nothing changed.
 
     On exit: exchanged and committed, no lock. `between` is called after each failed request for the lock, to keep up.
-    Raises `OverBudget`, `LockNotObtained`, `TableChanged`, `CaptureGap`, `ConnectionLost`, `Interrupted`.
+    Raises `OverBudget`, `LockNotObtained`, `TableChanged`, `CaptureGap`, `Interrupted`. Where the connection is lost at
+    COMMIT, whoever undoes the run finds in the job's row whether there is anything to undo.
     """
     conn = run.control
     run.purpose(conn, "swap")
     run.reach("swap: before the lock")
     started: float | None = None
-    committing = False
     try:
         with locked(run.server, conn, run.table, Mode.ACCESS_EXCLUSIVE, patience, between=between):
             started = time.monotonic()
@@ -86,35 +84,17 @@ def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
             )
             _exchange(run, conn, budget)
             budget.limit()
-            committing = True
     except pg.QueryCanceled as error:
         run.server.check()
         raise OverBudget from error
     except pg.LockNotAvailable as error:
         # Not the table's lock (`locked` deals with that one) but a catalog row that an open GRANT has updated.
         raise OverBudget from error
-    except psycopg.OperationalError as error:
-        if committing:
-            _settle(run, error)
-        raise
     finally:
         if started is not None:
             held = (time.monotonic() - started) * 1000
             run.exclusive_lock_ms = max(run.exclusive_lock_ms, held)
     run.reach("swap: after the commit")
-
-
-def _settle(run: Run, error: psycopg.OperationalError) -> None:
-    """The connection was lost at COMMIT: what is true stands in the job's row. Returns where the swap is done."""
-    with suppress(PgleanError), run.server.connect("settle", cancellable=False) as conn:
-        phase = jobs.phase_of(conn, run.job.id)
-        if phase is not None and not phase.swapped:
-            raise ConnectionLost("connection lost while the swap was committed; it was not") from error
-    raise ConnectionLost(
-        "connection lost while the swap was committed",
-        detail="The server's own record of the run decides whether it was.",
-        hint="Run `pglean cleanup`: it finishes a swap that was committed and undoes one that was not.",
-    ) from error
 
 
 def _exchange(run: Run, conn: Connection, budget: Budget) -> None:
@@ -149,7 +129,7 @@ def _exchange(run: Run, conn: Connection, budget: Budget) -> None:
 
 
 def _exchange_toast(conn: Connection, parameters: dict[str, object]) -> None:
-    """Ownership, names and parameters of the TOAST tables, after the exchange of reltoastrelid. Either may be absent."""
+    """Ownership, parameters and names of the TOAST tables, after reltoastrelid was exchanged. Either may be absent."""
     conn.execute(query("swap.toast_owners"), parameters)
     conn.execute(query("swap.toast_options"), parameters)
     # Through names that nothing bears: two rows cannot exchange unique values in one statement.

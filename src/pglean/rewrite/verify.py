@@ -17,6 +17,8 @@ from pglean.rewrite.shadow import columns
 from pglean.server import scalar
 from pglean.sql import fragment
 
+_HINT = "Check the table with pg_amcheck --heapallindexed; if it is sound, this is a bug of pglean: report it."
+
 
 def compare(run: Run) -> None:
     """Raise `VerificationFailed` where shadow and table differ.
@@ -36,13 +38,13 @@ def compare(run: Run) -> None:
         raise VerificationFailed(
             f"verification of {run.table.qualified_name} failed: {expected} rows in the table, {found} in its copy",
             detail="Nothing was swapped; the table is as it was.",
-            hint="Check the table with pg_amcheck --heapallindexed; if it is sound, this is a bug of pglean: report it.",
+            hint=_HINT,
         )
     if run.job.options.verify is Verify.FULL and (different := _different(run)):
         raise VerificationFailed(
             f"verification of {run.table.qualified_name} failed: {different} rows are missing in its copy or differ",
             detail="Nothing was swapped; the table is as it was.",
-            hint="Check the table with pg_amcheck --heapallindexed; if it is sound, this is a bug of pglean: report it.",
+            hint=_HINT,
         )
 
 

@@ -1,0 +1,5 @@
+"""`python -m pglean`."""
+
+from pglean.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""Connection options as psql has them, and the way from them to a `Database`."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+import click
+from psycopg.conninfo import make_conninfo
+
+from pglean.api import Database
+from pglean.errors import ConnectionLost, UsageError
+from pglean.server import Server
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.argument("dbname", required=False),
+    click.option("-d", "--dbname", "dbname_option", metavar="DBNAME", help="Database, connection string or URI."),
+    click.option("-h", "--host", help="Server's host name or socket directory."),
+    click.option("-p", "--port", help="Server's port."),
+    click.option("-U", "--username", help="Role to connect as."),
+    click.option("-w", "--no-password", is_flag=True, help="Never ask for a password."),
+    click.option("-W", "--password", "ask_password", is_flag=True, help="Ask for a password before connecting."),
+)
+
+
+def connection_options(command: F) -> F:
+    """Add -h -p -U -d -w -W and the positional DBNAME."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def open_database(
+    dbname: str | None,
+    dbname_option: str | None,
+    host: str | None,
+    port: str | None,
+    username: str | None,
+    no_password: bool,
+    ask_password: bool,
+) -> Database:
+    """Connect as psql would: PG* environment, service and password files; a password is asked for on a terminal.
+
+    Raises `UsageError`, `ConnectionLost`.
+    """
+    if dbname and dbname_option:
+        raise UsageError(f"two databases were named: {dbname} and {dbname_option}")
+    target = dbname or dbname_option or ""
+    given = {"host": host, "port": port, "user": username}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    try:
+        if "=" in target or target.startswith(("postgresql://", "postgres://")):
+            conninfo = make_conninfo(target, **parameters)
+        else:
+            conninfo = make_conninfo(dbname=target or None, **parameters)
+    except Exception as error:
+        raise UsageError(f"invalid connection parameters: {str(error).strip()}") from error
+    if ask_password:
+        return Database(Server(make_conninfo(conninfo, password=getpass.getpass())))
+    try:
+        return Database(Server(conninfo))
+    except ConnectionLost as error:
+        wanted = "no password supplied" in error.message
+        if not wanted or no_password or not sys.stdin.isatty():
+            raise
+    return Database(Server(make_conninfo(conninfo, password=getpass.getpass())))
+
+
+@contextlib.contextmanager
+def interruptible(database: Database) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end a run, which is then undone. A further one waits for that."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        database.server.cancel(signal.Signals(number).name)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

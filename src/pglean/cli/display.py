@@ -1,0 +1,146 @@
+"""Progress on standard error: a live display on a terminal, lines without one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table as Grid
+from rich.text import Text
+
+from pglean.progress import Callback, Progress
+from pglean.report import seconds_text
+
+#: Phases in the order in which they come, as `Progress.phase` names them.
+PHASES = (
+    "capturing",
+    "copying",
+    "indexing",
+    "catching up",
+    "verifying",
+    "ready",
+    "swapping",
+    "cleaning",
+    "analyze",
+)
+
+_LINE_INTERVAL_S = 10.0
+
+
+def _figures(progress: Progress) -> str:
+    parts = []
+    if progress.phase == "copying" and progress.phase_s > 0.2:
+        parts.append(f"{progress.rows:,} rows, {progress.rows / progress.phase_s:,.0f} rows/s")
+    if (eta := progress.eta_s) is not None and eta >= 1 and progress.fraction != 1:
+        parts.append(f"{seconds_text(eta)} left")
+    if progress.changes_applied:
+        parts.append(f"{progress.changes_applied:,} changes taken over")
+    return ", ".join(parts)
+
+
+class _Screen:
+    """The live display: one line per phase, the current one with a bar."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._progress: Progress | None = None
+        self._received = time.monotonic()
+        self._seconds: dict[str, float] = {}
+        self._messages: list[str] = []
+        self._spinner = Spinner("dots")
+
+    def __call__(self, progress: Progress) -> None:
+        with self._lock:
+            before = self._progress
+            if before is not None and before.phase != progress.phase:
+                self._seconds[before.phase] = max(
+                    progress.elapsed_s - progress.phase_s - (before.elapsed_s - before.phase_s), 0.0
+                )
+            self._progress = progress
+            self._received = time.monotonic()
+            if progress.message and progress.message not in self._messages:
+                self._messages.append(progress.message)
+
+    def __rich__(self) -> RenderableType:
+        with self._lock:
+            progress = self._progress
+            if progress is None:
+                return Text("connecting …")
+            since = time.monotonic() - self._received
+            grid = Grid.grid(padding=(0, 1))
+            grid.add_column(width=2)
+            grid.add_column(width=12)
+            grid.add_column(width=8, justify="right")
+            grid.add_column(width=24)
+            grid.add_column(overflow="fold")
+            for phase in PHASES:
+                if phase == progress.phase:
+                    bar: RenderableType = (
+                        ProgressBar(total=1, completed=progress.fraction, width=24)
+                        if progress.fraction is not None
+                        else Text("")
+                    )
+                    seconds = seconds_text(progress.phase_s + since)
+                    grid.add_row(self._spinner, Text(phase, style="bold"), seconds, bar, _figures(progress))
+                elif phase in self._seconds:
+                    grid.add_row(Text("✓", style="green"), phase, seconds_text(self._seconds[phase]), "", "")
+                else:
+                    grid.add_row("", Text(phase, style="dim"), "", "", "")
+            lines: list[RenderableType] = [
+                Text.assemble(
+                    ("repacking ", "bold"),
+                    (progress.table, "bold"),
+                    f"  (job {progress.job}, {seconds_text(progress.elapsed_s + since)})",
+                ),
+                grid,
+            ]
+            if progress.waiting_for:
+                lines.append(Text(f"waiting for {progress.waiting_for}", style="yellow"))
+            lines += [Text(message, style="yellow") for message in self._messages[-3:]]
+            return Group(*lines)
+
+
+class _Lines:
+    """A line per phase, and one every ten seconds."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._lock = threading.Lock()
+        self._phase = ""
+        self._waiting = ""
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        with self._lock:
+            now = time.monotonic()
+            news = progress.phase != self._phase or now - self._last >= _LINE_INTERVAL_S
+            waiting = progress.waiting_for if progress.waiting_for != self._waiting else ""
+            if not (news or progress.message or waiting):
+                return
+            self._phase, self._last, self._waiting = progress.phase, now, progress.waiting_for
+            done = f" {progress.fraction:.0%}" if progress.fraction else ""
+            text = [f"{progress.table}: {progress.phase}{done}", _figures(progress)]
+            if progress.waiting_for:
+                text.append(f"waiting for {progress.waiting_for}")
+            if progress.message:
+                text.append(progress.message)
+            self._write(", ".join(part for part in text if part))
+
+
+@contextlib.contextmanager
+def progress_display(console: Console, *, quiet: bool = False) -> Iterator[Callback]:
+    """A callback for `on_progress`: live on a terminal, lines elsewhere, nothing where quiet."""
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        screen = _Screen()
+        with Live(screen, console=console, refresh_per_second=8, transient=True):
+            yield screen
+    else:
+        yield _Lines(lambda line: print(f"pglean: {line}", file=console.file, flush=True))

@@ -1,0 +1,205 @@
+"""`pglean repack`: parse, call the API per table, render."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+
+from pglean.api import Database
+from pglean.catalog import split_names
+from pglean.cli.connection import connection_options, interruptible, open_database
+from pglean.cli.display import progress_display
+from pglean.errors import ConnectionLost, Incomplete, Interrupted, PgleanError, UsageError
+from pglean.options import Options, Verify
+from pglean.report import error_json, error_text, plan_json, plan_summary, result_summary
+
+_LEVELS = ("DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "LOG", "FATAL", "PANIC")
+_DEFAULTS = Options()
+
+
+@click.command("repack", short_help="Rewrite tables online.")
+@connection_options
+@click.option(
+    "-t",
+    "--table",
+    "tables",
+    multiple=True,
+    metavar="TABLE",
+    help="Table to rewrite, as in SQL; repeatable, also comma-separated.",
+)
+@click.option("-j", "--jobs", type=int, default=_DEFAULTS.jobs, show_default=True, help="Worker connections.")
+@click.option(
+    "-T",
+    "--wait-timeout",
+    type=float,
+    metavar="SECS",
+    default=_DEFAULTS.wait_timeout_s,
+    show_default=True,
+    help="How long to try for a lock.",
+)
+@click.option("-D", "--no-kill-backend", is_flag=True, help="Cancel nobody; the default here.")
+@click.option("--kill-backend", is_flag=True, help="After --wait-timeout cancel, later terminate, who holds the lock.")
+@click.option("-Z", "--no-analyze", is_flag=True, help="No ANALYZE at the end.")
+@click.option("-N", "--dry-run", is_flag=True, help="Show what would be done, with sizes, and do nothing.")
+@click.option("-e", "--echo", is_flag=True, help="Show the statements that are sent.")
+@click.option(
+    "-E",
+    "--elevel",
+    type=click.Choice(_LEVELS, case_sensitive=False),
+    default="INFO",
+    show_default=True,
+    help="Least severe messages to show.",
+)
+@click.option(
+    "--max-lock-time",
+    type=int,
+    metavar="MS",
+    default=_DEFAULTS.max_lock_ms,
+    show_default=True,
+    help="Longest hold of the exclusive lock.",
+)
+@click.option(
+    "--lock-timeout",
+    type=int,
+    metavar="MS",
+    default=_DEFAULTS.lock_timeout_ms,
+    show_default=True,
+    help="Longest single wait for a lock, for which others queue behind.",
+)
+@click.option(
+    "--chunk-time",
+    type=int,
+    metavar="MS",
+    default=_DEFAULTS.chunk_ms,
+    show_default=True,
+    help="What a chunk of the copy should take.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice([choice.value for choice in Verify]),
+    default=_DEFAULTS.verify.value,
+    show_default=True,
+    help="Comparison of table and copy before the swap.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Result as JSON on standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
+def repack_command(
+    tables: tuple[str, ...],
+    jobs: int,
+    wait_timeout: float,
+    no_kill_backend: bool,
+    kill_backend: bool,
+    no_analyze: bool,
+    dry_run: bool,
+    echo: bool,
+    elevel: str,
+    max_lock_time: int,
+    lock_timeout: int,
+    chunk_time: int,
+    verify: str,
+    as_json: bool,
+    quiet: bool,
+    **connection: Any,
+) -> None:
+    """Rewrite tables while applications read and write them, and give the space back.
+
+    Nobody is cancelled unless --kill-backend is given. Ctrl-C undoes what was begun.
+
+    \b
+    Exit status: 0 done, 1 unexpected error, 2 usage, 3 refused by preflight,
+    4 no lock in time, 5 connection lost, 6 table changed by DDL,
+    7 verification failed, 8 interrupted, 9 some of several tables not done.
+    """
+    if kill_backend and no_kill_backend:
+        raise UsageError("--kill-backend and --no-kill-backend exclude each other")
+    names = [name for value in tables for name in split_names(value)]
+    if not names:
+        raise UsageError("no table was named", hint="Name one or more: -t TABLE.")
+    options = Options(
+        jobs=jobs,
+        wait_timeout_s=wait_timeout,
+        lock_timeout_ms=lock_timeout,
+        max_lock_ms=max_lock_time,
+        chunk_ms=chunk_time,
+        verify=Verify(verify),
+        kill_backend=kill_backend,
+        analyze=not no_analyze,
+    )
+    if echo:
+        _echo()
+    # Messages below the level are left out: progress and summaries are INFO, warnings are WARNING.
+    told = _LEVELS.index(elevel.upper()) <= _LEVELS.index("INFO")
+    warned = _LEVELS.index(elevel.upper()) <= _LEVELS.index("WARNING")
+    database = open_database(**connection)
+    _Batch(database, options, as_json=as_json, told=told and not quiet, warned=warned).run(names, dry_run=dry_run)
+
+
+def _echo() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("pglean.sql")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+class _Batch:
+    """Several tables, one after the other; what is not done is listed with its reason."""
+
+    def __init__(self, database: Database, options: Options, *, as_json: bool, told: bool, warned: bool) -> None:
+        self._database, self._options = database, options
+        self._as_json, self._told, self._warned = as_json, told, warned
+        self._out = Console(highlight=False)
+        self._err = Console(stderr=True, highlight=False)
+        self._results: list[dict[str, Any]] = []
+        self._failures: dict[str, PgleanError] = {}
+
+    def run(self, names: list[str], *, dry_run: bool) -> None:
+        """Raises the error of the one table, or `Incomplete` where one of several was not done."""
+        done = 0
+        with interruptible(self._database):
+            for name in names:
+                try:
+                    if dry_run:
+                        self._plan(name)
+                    else:
+                        self._repack(name)
+                    done += 1
+                except PgleanError as error:
+                    self._failures[name] = error
+                    self._results.append(error_json(name, error))
+                    if len(names) > 1 and not self._as_json:
+                        self._err.print(error_text(error), soft_wrap=True)
+                    if isinstance(error, Interrupted | ConnectionLost):
+                        break
+        for name in names[done + len(self._failures) :]:
+            skipped = PgleanError("not begun: the run before it was ended")
+            self._failures[name] = skipped
+            self._results.append(error_json(name, skipped))
+        if self._as_json:
+            click.echo(json.dumps(self._results, indent=2, default=str))
+        if self._failures:
+            if len(names) == 1:
+                raise self._failures[names[0]]
+            interruption = next((e for e in self._failures.values() if isinstance(e, Interrupted)), None)
+            raise interruption or Incomplete(self._failures, done)
+
+    def _plan(self, name: str) -> None:
+        plan = self._database.plan(name, self._options)
+        self._results.append(plan_json(plan))
+        if not self._as_json:
+            self._out.print(plan_summary(plan), soft_wrap=True)
+
+    def _repack(self, name: str) -> None:
+        if self._warned:
+            for finding in self._database.plan(name, self._options).warnings:
+                self._err.print(f"pglean: warning: {finding}", markup=False, soft_wrap=True)
+        with progress_display(self._err, quiet=not self._told) as on_progress:
+            result = self._database.repack(name, self._options, on_progress=on_progress)
+        self._results.append(result.as_json())
+        if self._told and not self._as_json:
+            self._out.print(result_summary(result), soft_wrap=not self._out.is_terminal)

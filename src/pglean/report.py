@@ -1,0 +1,169 @@
+"""Results, plans, runs and errors for people: rich renderables and plain lines. Nothing here talks to a server.
+
+Names of tables and roles go through `rich.text.Text`, never through markup: a table may be called ``[red]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table as Grid
+from rich.text import Text
+
+from pglean.errors import PgleanError
+from pglean.result import Result
+from pglean.rewrite.job import Status
+from pglean.rewrite.plan import Plan
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def bytes_text(size: float) -> str:
+    """A size as pg_size_pretty writes it, with one decimal below ten."""
+    unit = 0
+    while abs(size) >= 1024 and unit < len(_UNITS) - 1:
+        size /= 1024
+        unit += 1
+    return f"{size:.1f} {_UNITS[unit]}" if unit and abs(size) < 10 else f"{size:.0f} {_UNITS[unit]}"
+
+
+def seconds_text(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3:05``, ``2:11:09``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _saved(before: int, after: int) -> str:
+    return f"{(after - before) / before:+.0%}" if before else ""
+
+
+def result_summary(result: Result) -> RenderableType:
+    """What a finished run did: sizes, times, the lock, the changes, the WAL."""
+    sizes = Grid(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    sizes.add_column("relation", footer="total", overflow="fold")
+    for heading, footer in (
+        ("before", bytes_text(result.bytes_before)),
+        ("after", bytes_text(result.bytes_after)),
+        ("", _saved(result.bytes_before, result.bytes_after)),
+    ):
+        sizes.add_column(heading, footer=footer, justify="right", no_wrap=True)
+    for size in result.sizes:
+        sizes.add_row(
+            Text(f"{size.kind} {size.name}".strip()),
+            bytes_text(size.bytes_before),
+            bytes_text(size.bytes_after),
+            _saved(size.bytes_before, size.bytes_after),
+        )
+    phases = ", ".join(f"{name} {seconds_text(seconds)}" for name, seconds in result.phases.items())
+    facts = [
+        f"repacked in {seconds_text(result.elapsed_s)}: {phases}",
+        f"exclusive lock {result.exclusive_lock_ms:.0f} ms; {result.changes_applied:,} changes taken over meanwhile;"
+        f" {bytes_text(result.wal_bytes)} of WAL written by the server",
+    ]
+    if result.rows:
+        facts.append(f"{result.rows:,} rows verified")
+    if not result.frozen:
+        facts.append("not all pages are frozen: they were being written, or an older snapshot was open")
+    return Group(Text(result.table, style="bold"), sizes, *(Text(fact) for fact in facts))
+
+
+def plan_summary(plan: Plan) -> RenderableType:
+    """What a run would do."""
+    table = plan.table
+    grid = Grid(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    grid.add_column("relation", footer="total", overflow="fold")
+    grid.add_column("size", footer=bytes_text(table.total_bytes), justify="right", no_wrap=True)
+    grid.add_row(Text(f"heap {table.name}"), bytes_text(table.heap_bytes))
+    if table.toast:
+        grid.add_row("toast", bytes_text(table.toast.bytes))
+    for index in table.indexes:
+        grid.add_row(Text(f"index {index.name}"), bytes_text(index.bytes))
+    steps = [Text(f"{number}. {step}") for number, step in enumerate(plan.steps, 1)]
+    warnings = [Text(f"WARNING:  {finding}", style="yellow") for finding in plan.warnings]
+    return Group(
+        Text(f"{table.qualified_name} would be repacked", style="bold"),
+        grid,
+        *steps,
+        Text(
+            f"disk space needed: at most {bytes_text(plan.disk_bytes)} for the copy and its indexes,"
+            " and the changes recorded meanwhile; about as much WAL"
+        ),
+        *warnings,
+    )
+
+
+def plan_json(plan: Plan) -> dict[str, object]:
+    """The plan for machines."""
+    table = plan.table
+    return {
+        "table": table.qualified_name,
+        "status": "planned",
+        "key": [column.name for column in table.key.columns] if table.key else [],
+        "heap_bytes": table.heap_bytes,
+        "toast_bytes": table.toast.bytes if table.toast else 0,
+        "indexes": {index.name: index.bytes for index in table.indexes},
+        "total_bytes": table.total_bytes,
+        "disk_bytes_needed": plan.disk_bytes,
+        "steps": list(plan.steps),
+        "warnings": [
+            {"code": finding.code, "message": finding.message, "detail": finding.detail, "hint": finding.hint}
+            for finding in plan.warnings
+        ],
+    }
+
+
+def status_table(runs: Sequence[Status]) -> RenderableType:
+    """Runs in progress and interrupted ones."""
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("job", "table", "state", "phase", "done", "running for", "heartbeat", "changes", "shadow"):
+        grid.add_column(heading, overflow="fold", justify="left")
+    grid.add_column("waiting for", overflow="fold")
+    for run in runs:
+        done, total = run.progress.get("done", 0), run.progress.get("total", 0)
+        grid.add_row(
+            str(run.id),
+            Text(f"{run.schema}.{run.table}"),
+            run.state,
+            run.phase,
+            f"{done / total:.0%}" if total else "",
+            seconds_text(run.elapsed_s),
+            f"{seconds_text(run.heartbeat_s)} ago",
+            bytes_text(run.changes_bytes),
+            bytes_text(run.shadow_bytes),
+            Text(str(run.progress.get("waiting_for", "") or run.error or "")),
+        )
+    return grid
+
+
+def error_text(error: PgleanError) -> Text:
+    """As psql prints an error of the server."""
+    lines = [f"pglean: error: {error.message}"]
+    if error.detail:
+        lines.append(f"DETAIL:  {error.detail}")
+    if error.hint:
+        lines.append(f"HINT:  {error.hint}")
+    return Text("\n".join(lines))
+
+
+def error_json(table: str, error: PgleanError) -> dict[str, object]:
+    """A failure for machines."""
+    findings = getattr(error, "findings", ())
+    return {
+        "table": table,
+        "status": "failed",
+        "exit_status": error.exit_status,
+        "message": error.message,
+        "detail": error.detail,
+        "hint": error.hint,
+        "findings": [
+            {"code": finding.code, "message": finding.message, "detail": finding.detail, "hint": finding.hint}
+            for finding in findings
+        ],
+    }
