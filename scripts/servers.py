@@ -39,9 +39,7 @@ class NotBroughtError(Exception):
     """A server could not be brought; the text says why."""
 
 
-def run(
-    command: list[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> str:
+def run(command: list[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
     """Run a program, return its output, raise with its last words if it fails."""
     try:
         result = subprocess.run(

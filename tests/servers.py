@@ -136,9 +136,7 @@ def create_database(server: EmbeddedServer, *, template: str = "template0") -> I
     name = f"test_{uuid.uuid4().hex[:12]}"
     _administer(
         server,
-        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-            sql.Identifier(name), sql.Identifier(template)
-        ),
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
     )
     database = Database(server, name)
     try:
@@ -165,13 +163,10 @@ def _discard(server: EmbeddedServer, name: str) -> None:
             (name,),
         )
         session.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-            " WHERE database = %s",
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s",
             (name,),
         )
-        session.execute(
-            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-        )
+        session.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def _administer(server: EmbeddedServer, statement: sql.Composed) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import psycopg
+
 from pglean import catalog
 from pglean.errors import UsageError
 from pglean.locks import Patience, Policy
@@ -32,7 +34,8 @@ class Database:
 
         Raises `Refused` with all findings, `UsageError` where there is no such table or option.
         """
-        return pipeline.preflight(self.server, self._oid(table), _options(options, changes))
+        with _told(self.server):
+            return pipeline.preflight(self.server, self._oid(table), _options(options, changes))
 
     def repack(
         self,
@@ -52,11 +55,12 @@ class Database:
         Raises the errors of `pglean.errors`; the table is then as it was, and nothing of the run is left, or the
         error's hint says what is.
         """
-        return pipeline.repack(self.server, self._oid(table), _options(options, changes), on_progress)
+        with _told(self.server):
+            return pipeline.repack(self.server, self._oid(table), _options(options, changes), on_progress)
 
     def status(self) -> list[Status]:
         """Runs in progress, and what interrupted ones have left. Takes no lock."""
-        with self.server.connect("status") as conn:
+        with _told(self.server), self.server.connect("status") as conn:
             return jobs.unfinished(conn)
 
     def cleanup(self, options: Options | None = None) -> list[tuple[Status, list[str]]]:
@@ -65,20 +69,29 @@ class Database:
         Locks: ACCESS EXCLUSIVE for a moment on a table that still has triggers of ours.
         """
         policy = Policy.of(options or Options())
-        with self.server.connect("cleanup") as conn:
+        with _told(self.server), self.server.connect("cleanup") as conn:
             return _cleanup.sweep(self.server, conn, Patience(self.server, policy, lambda _: None))
 
-    def uninstall(self) -> None:
-        """Drop the schema `pglean` with the history of runs.
+    def uninstall(self) -> bool:
+        """Drop the schema `pglean` with the history of runs; False where there is none.
 
         Raises `PgleanError` where a run is in progress or has left something.
         """
-        with self.server.connect("uninstall") as conn:
-            jobs.drop_schema(conn)
+        with _told(self.server), self.server.connect("uninstall") as conn:
+            return jobs.drop_schema(conn)
 
     def _oid(self, table: str) -> int:
         with self.server.connect("preflight") as conn:
             return catalog.resolve(self.server, conn, table)
+
+
+@contextlib.contextmanager
+def _told(server: Server) -> Iterator[None]:
+    """Errors of the driver leave as those of `pglean.errors`."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise server.translate(error) from error
 
 
 def _options(options: Options | None, changes: dict[str, Any]) -> Options:

@@ -8,6 +8,9 @@ the attempt ends with `LockNotObtained`, which names who stood in the way.
 Nobody is cancelled unless the user asked for it. Then, as in pg_repack, in two steps: after the wait timeout the
 sessions that hold conflicting locks on this table, in this database, are cancelled, after twice that time terminated.
 A prepared transaction cannot be cancelled; it is named, and no one is made to suffer for it.
+
+One exception, which is the server's own rule: an autovacuum worker that keeps a lock request waiting is cancelled,
+unless it prevents wraparound. The server does so after deadlock_timeout, which our short requests never reach.
 """
 
 from __future__ import annotations
@@ -73,6 +76,8 @@ _CONFLICTS: dict[Mode, list[str]] = {
 }
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+#: The server's default for deadlock_timeout.
+_AUTOVACUUM_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,9 @@ class Patience:
         self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
 
     def escalate(self, conn: Connection, table: Table, mode: Mode) -> None:
-        """Cancel, later terminate, conflicting sessions: only with --kill-backend, only when the patience is over."""
+        """Cancel an autovacuum that is in the way; with --kill-backend, when the patience is over, others as well."""
+        if self._waited_s >= _AUTOVACUUM_AFTER_S:
+            conn.execute(query("locks.cancel_autovacuum"), {"oid": table.oid, "modes": _CONFLICTS[mode]})
         if not self.policy.kill_backend:
             return
         step = int(self._waited_s // max(self.policy.wait_timeout_s, 0.001))

@@ -114,13 +114,19 @@ class Server:
     def connect(self, purpose: str, *, cancellable: bool = True) -> Iterator[Connection]:
         """A session in autocommit mode, closed at the end of the block.
 
+        Raises `ConnectionLost`, `UsageError`, `Interrupted`.
         `cancellable=False` is for undoing: its statements survive the `cancel` that made it necessary.
         """
+        if cancellable:
+            self.check()
         conn = self._connect(purpose)
         if cancellable:
             with self._lock:
                 self._open.add(conn)
         try:
+            if cancellable:
+                # A `cancel` of this moment may have looked at the open sessions before this one was among them.
+                self.check()
             yield conn
         finally:
             with self._lock:
@@ -142,6 +148,14 @@ class Server:
             raise UsageError(f"invalid connection parameters: {str(error).strip()}") from error
         except psycopg.OperationalError as error:
             raise ConnectionLost(str(error).strip()) from error
+        try:
+            self._make_safe(conn)
+        except psycopg.Error as error:
+            conn.close()
+            raise translate(error) from error
+        return conn
+
+    def _make_safe(self, conn: Connection) -> None:
         version = conn.info.server_version
         names = [name for name in SETTINGS if version >= _SINCE.get(name, 0)]
         self._search_path = str(_one(conn, "SELECT pg_catalog.current_setting('search_path')"))
@@ -153,13 +167,13 @@ class Server:
         )
         # A name in another encoding must reach the server as it was read from it.
         conn.execute("SET client_encoding TO 'UTF8'")
-        return conn
 
     # ---- interruption
 
     def cancel(self, reason: str) -> None:
-        """End whatever sessions of ours do, now and later, until `shielded`. Safe to call from a signal handler.
+        """End whatever sessions of ours do, now and later, until `shielded`. Returns at once.
 
+        Not to be called from a signal handler: it takes locks that the interrupted thread may hold.
         A cancel request that arrives while a session is between two statements has no effect, so it is repeated.
         """
         if self._cancelled.is_set() or self._shielded:
@@ -193,7 +207,16 @@ class Server:
     def check(self) -> None:
         """Raise `Interrupted` once `cancel` was called."""
         if self._cancelled.is_set():
-            raise Interrupted(f"interrupted by {self._reason}")
+            raise self._interruption()
+
+    def translate(self, error: Exception) -> PgleanError:
+        """What an error means to the user: a statement cancelled because he asked for it is his interruption."""
+        if isinstance(error, psycopg.Error) and self._cancelled.is_set():
+            return self._interruption()
+        return translate(error)
+
+    def _interruption(self) -> Interrupted:
+        return Interrupted(f"interrupted by {self._reason}")
 
     def rest(self, seconds: float) -> None:
         """Wait with no transaction open; raises `Interrupted` as soon as `cancel` is called."""

@@ -164,9 +164,7 @@ def test_does_not_outlive_its_owner(bindir: Path, how: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
-def test_runs_as_another_user_where_namespaces_are_forbidden(
-    bindir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_as_another_user_where_namespaces_are_forbidden(bindir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # That user has to reach the programs, which a virtual environment in root's home is not for.
     if any(not parent.stat().st_mode & 0o001 for parent in bindir.resolve().parents):
         pytest.skip("the programs are out of reach of an unprivileged user")

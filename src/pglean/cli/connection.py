@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import queue
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
@@ -51,7 +53,8 @@ def open_database(
     Raises `UsageError`, `ConnectionLost`.
     """
     if dbname and dbname_option:
-        raise UsageError(f"two databases were named: {dbname} and {dbname_option}")
+        # Not which: either may be a URI with a password.
+        raise UsageError("two databases were named", hint="Name one, by -d or without.")
     target = dbname or dbname_option or ""
     given = {"host": host, "port": port, "user": username}
     parameters = {name: value for name, value in given.items() if value is not None}
@@ -61,7 +64,10 @@ def open_database(
         else:
             conninfo = make_conninfo(dbname=target or None, **parameters)
     except Exception as error:
-        raise UsageError(f"invalid connection parameters: {str(error).strip()}") from error
+        # The driver quotes what it does not understand, which may be a password.
+        secret = "://" in target or "password" in target
+        detail = None if secret else str(error).strip()
+        raise UsageError("invalid connection parameters", detail=detail) from error
     if ask_password:
         return Database(Server(make_conninfo(conninfo, password=getpass.getpass())))
     try:
@@ -76,10 +82,19 @@ def open_database(
 @contextlib.contextmanager
 def interruptible(database: Database) -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP end a run, which is then undone. A further one waits for that."""
+    # The handler may interrupt this very thread while it holds a lock of threading's or ours, so it takes none: a
+    # SimpleQueue is made for that. What it asks for is done by another thread.
+    asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def stop(number: int, _: FrameType | None) -> None:
-        database.server.cancel(signal.Signals(number).name)
+        asked.put(signal.Signals(number).name)
 
+    def watch() -> None:
+        while (name := asked.get()) is not None:
+            database.server.cancel(name)
+
+    watcher = threading.Thread(target=watch, name="pglean signals", daemon=True)
+    watcher.start()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
@@ -87,3 +102,5 @@ def interruptible(database: Database) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        asked.put(None)
+        watcher.join()

@@ -117,7 +117,7 @@ def repack_command(
     """
     if kill_backend and no_kill_backend:
         raise UsageError("--kill-backend and --no-kill-backend exclude each other")
-    names = [name for value in tables for name in split_names(value)]
+    names = list(dict.fromkeys(name for value in tables for name in split_names(value)))
     if not names:
         raise UsageError("no table was named", hint="Name one or more: -t TABLE.")
     options = Options(

@@ -65,5 +65,5 @@ def cleanup_command(wait_timeout: float, lock_timeout: int, as_json: bool, **con
 @connection_options
 def uninstall_command(**connection: Any) -> None:
     """Drop the schema pglean with the history of runs; refused while a run is in progress or has left something."""
-    open_database(**connection).uninstall()
-    click.echo("schema pglean dropped")
+    dropped = open_database(**connection).uninstall()
+    click.echo("schema pglean dropped" if dropped else "there is no schema pglean")

@@ -1,8 +1,9 @@
 """The demo's database: a small shop whose table of orders has seen better days.
 
-`shop.orders` is what such tables look like: an identity key, foreign keys from it and to it, a jsonb column, a note that
-now and then is long enough for TOAST, a partial and an expression index, a view over it. Twice the rows are made and half
-of them deleted, every other one, so that no page is empty and VACUUM can give nothing back; then some are updated.
+`shop.orders` is what such tables look like: an identity key, foreign keys from it and to it, a jsonb column, a note
+that now and then is long enough for TOAST, a partial and an expression index, a view over it. Twice the rows are made
+and half of them deleted, every other one, so that no page is empty and VACUUM can give nothing back; then some are
+updated.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ TABLE: Final = "shop.orders"
 
 #: Two digests of a row are equal when it is the same in all columns; the same text serves the table and the view.
 DIGEST: Final[LiteralString] = (
-    "hashtextextended("
-    "ROW(o.id, o.customer_id, o.status, o.total, o.note, o.created_at, o.attributes)::text, 0)"
+    "hashtextextended(ROW(o.id, o.customer_id, o.status, o.total, o.note, o.created_at, o.attributes)::text, 0)"
 )
 #: How many characters a long note has: with storage EXTERNAL all of them go to the TOAST table.
 LONG_NOTE_CHARS: Final = 3200
@@ -58,7 +58,8 @@ CREATE VIEW shop.order_overview AS
 
 _CUSTOMERS: Final[LiteralString] = """
 INSERT INTO shop.customers (name, city)
-SELECT 'Customer ' || i, (ARRAY['Lisbon', 'Oslo', 'Graz', 'Łódź'])[1 + i % 4] FROM generate_series(1, %(customers)s) AS i
+SELECT 'Customer ' || i, (ARRAY['Lisbon', 'Oslo', 'Graz', 'Łódź'])[1 + i %% 4]
+  FROM generate_series(1, %(customers)s) AS i
 """
 
 _ORDERS: Final[LiteralString] = """
@@ -66,7 +67,8 @@ INSERT INTO shop.orders (customer_id, status, total, note, created_at, attribute
 SELECT 1 + (i * 7919::bigint) %% %(customers)s,
        (ARRAY['shipped', 'shipped', 'shipped', 'paid', 'returned', 'shipped', 'new', 'shipped'])[1 + i %% 8],
        (i %% 9973) / 4.0,
-       CASE WHEN i %% 50 < 2 THEN repeat(md5(i::text), %(long)s / 32) WHEN i %% 3 = 0 THEN 'Ring twice, ' || md5(i::text) END,
+       CASE WHEN i %% 50 < 2 THEN repeat(md5(i::text), %(long)s / 32)
+            WHEN i %% 3 = 0 THEN 'Ring twice, ' || md5(i::text) END,
        timestamptz '2026-01-01 00:00:00+00' + i * interval '13 seconds',
        jsonb_build_object('channel', (ARRAY['web', 'app', 'phone'])[1 + i %% 3], 'coupon', 'C' || i %% 5000)
   FROM generate_series(1, %(rows)s) AS i
@@ -82,13 +84,13 @@ CREATE INDEX orders_status_idx ON shop.orders (status, total DESC);
 # Foreign keys come last: checked once for all rows, not row by row.
 _BLOAT: Final[tuple[LiteralString, ...]] = (
     "DELETE FROM shop.orders WHERE id % 2 = 0",
-    "UPDATE shop.orders SET status = 'shipped', total = total + 1 WHERE id % 10 = 1",
+    "UPDATE shop.orders SET status = 'shipped', total = total + 1 WHERE id % 20 = 1",
     "INSERT INTO shop.order_items (order_id, article, quantity)"
     " SELECT id, 'Article ' || id % 997, 1 + id % 3 FROM shop.orders WHERE id % 4 = 1",
     "CREATE INDEX order_items_order_idx ON shop.order_items (order_id)",
     "ALTER TABLE shop.orders ADD FOREIGN KEY (customer_id) REFERENCES shop.customers",
     "ALTER TABLE shop.order_items ADD FOREIGN KEY (order_id) REFERENCES shop.orders ON DELETE CASCADE",
-    # The space of dead rows becomes free for new ones, as on any server with autovacuum; the file stays as long as it is.
+    # The space of dead rows becomes free for new ones, as under autovacuum; the file stays as long as it is.
     "VACUUM (ANALYZE) shop.customers, shop.orders, shop.order_items",
     # So that writing all this to disk does not fall into the time that is measured.
     "CHECKPOINT",
@@ -114,7 +116,7 @@ def build(conn: psycopg.Connection[TupleRow], rows: int) -> None:
     """Make the shop, with `rows` orders alive and as many dead. On entry: autocommit."""
     parameters: dict[str, Any] = {"customers": customers(rows), "rows": 2 * rows, "long": LONG_NOTE_CHARS}
     conn.execute(_TABLES)
-    conn.execute(_CUSTOMERS.replace("i % 4", "i %% 4"), parameters)
+    conn.execute(_CUSTOMERS, parameters)
     conn.execute(_ORDERS, parameters)
     conn.execute(_INDEXES)
     for statement in _BLOAT:
@@ -124,9 +126,7 @@ def build(conn: psycopg.Connection[TupleRow], rows: int) -> None:
 class Witness:
     """A session that was there before the repack, with what it remembers of the catalogs and a prepared statement."""
 
-    _COUNT: Final[LiteralString] = (
-        "SELECT count(*), sum(total) FROM shop.orders WHERE customer_id BETWEEN %s AND %s"
-    )
+    _COUNT: Final[LiteralString] = "SELECT count(*), sum(total) FROM shop.orders WHERE customer_id BETWEEN %s AND %s"
 
     def __init__(self, conn: psycopg.Connection[TupleRow]) -> None:
         """On entry: `conn` is in autocommit mode, the shop is there."""
@@ -135,7 +135,7 @@ class Witness:
         conn.execute("SET plan_cache_mode = force_generic_plan")
         conn.execute(self._COUNT, (1, 10), prepare=True).fetchall()
         self._identities = self._read(_IDENTITIES)
-        self._files = dict(self._read(_FILES))
+        self._files = self._read_files()
         self._view = self._read(_VIEW)
         self._triggers = self._read(_TRIGGERS)
 
@@ -146,9 +146,12 @@ class Witness:
     def _read(self, statement: LiteralString) -> list[TupleRow]:
         return self._conn.execute(statement).fetchall()
 
+    def _read_files(self) -> dict[int, int]:
+        return dict(self._read(_FILES))
+
     def _oids(self) -> Check:
         same = self._read(_IDENTITIES) == self._identities
-        files = dict(self._read(_FILES))
+        files = self._read_files()
         rewritten = sum(files[oid] != file for oid, file in self._files.items() if oid in files)
         return Check(
             "OIDs",
@@ -161,7 +164,9 @@ class Witness:
         # The range differs from the first execution's: nothing can come from a cache of results.
         bounds = (5, 25)
         prepared = self._conn.execute(self._COUNT, bounds, prepare=True).fetchone()
-        again = self._read("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT count(*), sum(total)%'")
+        again = self._read(
+            "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT count(*), sum(total)%'"
+        )
         with self._conn.transaction():
             # Without indexes: were one of them wrong, this would tell.
             self._conn.execute("SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off")
@@ -197,11 +202,14 @@ class Witness:
     def _no_remains(self) -> Check:
         ((tables,),) = self._read("SELECT count(*) FROM pg_class WHERE relname ~ '^(shadow|changes)_[0-9]+$'")
         passed = tables == 0 and self._read(_TRIGGERS) == self._triggers
-        return Check("Remains", passed, "no trigger, no helper table left" if passed else f"{tables} helper tables left")
+        return Check(
+            "Remains", passed, "no trigger, no helper table left" if passed else f"{tables} helper tables left"
+        )
 
 
 _IDENTITIES: Final[LiteralString] = """
-SELECT 'table', c.oid, c.relname FROM pg_class c WHERE c.oid IN ('shop.orders'::regclass, 'shop.order_overview'::regclass)
+SELECT 'table', oid, relname FROM pg_class
+ WHERE oid IN ('shop.orders'::regclass, 'shop.order_overview'::regclass)
 UNION ALL
 SELECT 'index', indexrelid, indexrelid::regclass::name FROM pg_index WHERE indrelid = 'shop.orders'::regclass
 UNION ALL

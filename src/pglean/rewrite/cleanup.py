@@ -3,7 +3,8 @@
 Order matters. First the triggers stop, then what they write to goes: a change table dropped under a living trigger
 would fail every write of the application. Dropping a trigger needs ACCESS EXCLUSIVE; where a long reader keeps that
 away, the trigger functions are emptied instead (no lock), all else is dropped, and the job stays listed as `remains`
-until `pglean cleanup` has dropped the triggers, which then do nothing but be called.
+until `pglean cleanup` has dropped the triggers, which then do nothing but be called. The same holds for a table of ours
+that somebody else has locked.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from psycopg import sql
 from pglean import catalog
 from pglean.capture.trigger import TriggerCapture
 from pglean.errors import LockNotObtained, TableChanged
-from pglean.locks import Mode, Patience, claim, locked, release
+from pglean.locks import Mode, Patience, blockers_of, claim, locked, release
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.phase import Phase
-from pglean.server import Connection, Server, transaction
+from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
 from pglean.table import Table
+
+#: How long a table of ours is tried to be dropped, in seconds.
+_DROP_WAIT_S = 10.0
 
 
 def remove(
@@ -51,28 +55,35 @@ def remove(
         except TableChanged as error:
             capture.silence(conn)
             remains.append(f"three triggers without effect: {error.message}")
-    _drop_table(conn, sql.Identifier(SCHEMA, f"shadow_{job_id}"))
-    if not remains:
+    still_called = bool(remains)
+    remains += _drop_table(conn, f"shadow_{job_id}")
+    if not still_called:
         with transaction(conn):
             for (name,) in conn.execute(query("job.functions"), {"pattern": f"^capture_{job_id}_"}).fetchall():
                 conn.execute(sql.SQL("DROP FUNCTION {}()").format(sql.Identifier(SCHEMA, name)))
-    _drop_table(conn, sql.Identifier(SCHEMA, f"changes_{job_id}"))
+    remains += _drop_table(conn, f"changes_{job_id}")
     return remains
 
 
-def _drop_table(conn: Connection, name: sql.Identifier) -> None:
-    """Drop a table of ours. A session of ours that was cut off may still be at work on it for seconds."""
-    deadline = time.monotonic() + 60
+def _drop_table(conn: Connection, name: str) -> list[str]:
+    """Drop a table of ours; returns what is told where it could not be had.
+
+    A session of ours that was cut off may still be at work on it for seconds. A pg_dump has it locked for as long as it
+    takes, and whoever recorded a key there until his transaction ends.
+    """
+    deadline = time.monotonic() + _DROP_WAIT_S
     while True:
         try:
             with transaction(conn):
                 conn.execute("SET LOCAL lock_timeout = '1s'")
-                conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(name))
+                conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
         except (pg.LockNotAvailable, pg.DeadlockDetected):
-            if time.monotonic() > deadline:
-                raise
-            continue
-        return
+            if time.monotonic() < deadline:
+                continue
+            oid = scalar(conn, "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid", (f"{SCHEMA}.{name}",))
+            blockers = ", ".join(blockers_of(conn, oid, Mode.ACCESS_EXCLUSIVE)) or "other sessions"
+            return [f"table {SCHEMA}.{name} (in use by {blockers})"]
+        return []
 
 
 def sweep(

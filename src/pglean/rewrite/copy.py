@@ -28,8 +28,9 @@ _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
 class Ranges:
     """Hands out ranges of blocks, of a size that makes each take about the target time."""
 
-    def __init__(self, blocks: int, target_ms: float) -> None:
+    def __init__(self, blocks: int, target_ms: float, takers: int = 1) -> None:
         self._next, self._end = 0, blocks
+        self._takers = takers
         self._target_ms = target_ms
         self._size = float(_FIRST_BLOCKS)
         self._lock = threading.Lock()
@@ -40,7 +41,9 @@ class Ranges:
             if self._next >= self._end:
                 return None
             first = self._next
-            self._next = min(first + int(self._size), self._end)
+            # Towards the end the pieces get smaller, so that all workers finish at about the same time.
+            fair = max((self._end - first) // (2 * self._takers), _FIRST_BLOCKS)
+            self._next = min(first + int(min(self._size, fair)), self._end)
             return first, self._next
 
     def took(self, blocks: int, elapsed_ms: float) -> None:
@@ -53,7 +56,7 @@ class Ranges:
 
 def run(run: Run) -> None:
     """Copy all blocks. Raises what `Run.step` raises."""
-    ranges = Ranges(run.blocks, run.job.options.chunk_ms)
+    ranges = Ranges(run.blocks, run.job.options.chunk_ms, run.workers.count)
     run.reporter.total(run.blocks, "blocks")
     run.workers.every(lambda conn, worker, _: _copy(run, conn, worker, ranges))
 

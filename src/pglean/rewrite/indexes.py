@@ -18,13 +18,17 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.run import Run
 from pglean.server import Connection, scalar, transaction
-from pglean.sql import fragment
+from pglean.sql import fragment, query
 from pglean.table import Index
 
 
 def run(run: Run) -> None:
-    """Build all twins, the largest first, as many at once as there are workers."""
-    indexes = sorted(run.table.indexes, key=lambda index: -index.bytes)
+    """Build all twins, as many at once as there are workers.
+
+    The one with most work comes first: begun last, it would be built alone while the other workers have nothing to do.
+    """
+    efforts: dict[int, float] = dict(run.control.execute(query("indexes.effort"), {"oid": run.table.oid}).fetchall())
+    indexes = sorted(run.table.indexes, key=lambda index: -float(efforts.get(index.oid, 0)))
     run.reporter.total(len(indexes), "indexes")
     run.workers.each(indexes, lambda conn, _, index: _build(run, conn, index, len(indexes)))
     run.twins = jobs.twins(run.control, run.job.id)

@@ -97,16 +97,18 @@ def ensure_schema(conn: Connection) -> None:
             )
         if found == newest:
             return
-        conn.execute("CREATE SCHEMA IF NOT EXISTS pglean")
-        conn.execute("REVOKE ALL ON SCHEMA pglean FROM PUBLIC")
+        if found is None:
+            # Not IF NOT EXISTS: a schema that somebody made since we looked must not be moved into.
+            conn.execute("CREATE SCHEMA pglean")
+            conn.execute("REVOKE ALL ON SCHEMA pglean FROM PUBLIC")
         for number, body in known:
             if found is None or number > found:
                 conn.execute(body)
                 conn.execute("INSERT INTO pglean.version (version) VALUES (%s)", (number,))
 
 
-def drop_schema(conn: Connection) -> None:
-    """Drop the schema with all it holds; nothing to do where there is none.
+def drop_schema(conn: Connection) -> bool:
+    """Drop the schema with all it holds; False where there is none.
 
     Raises `PgleanError` where a run is not over.
     """
@@ -116,7 +118,10 @@ def drop_schema(conn: Connection) -> None:
             detail="; ".join(f"{run.id} on {run.schema}.{run.table}: {run.state}" for run in runs),
             hint="Wait for those that are running; `pglean cleanup` undoes those that were interrupted.",
         )
-    conn.execute("DROP SCHEMA IF EXISTS pglean CASCADE")
+    if schema_version(conn) is None:
+        return False
+    conn.execute("DROP SCHEMA pglean CASCADE")
+    return True
 
 
 # ---- the row
@@ -190,12 +195,15 @@ def finish(
     error: str | None = None,
     result: dict[str, Any] | None = None,
 ) -> None:
-    """Close the row (`done`, `undone`, or `remains` where something could not be undone) and drop its checkpoints."""
+    """Close the row and drop its checkpoints: `done`, `undone`, or `remains` where something could not be removed.
+
+    A row that `remains` keeps its phase: it tells whether what remains is to be undone or is left of a success.
+    """
     conn.execute(
         query("job.finish"),
         {
             "job": job_id,
-            "phase": int(Phase.DONE if state == "done" else Phase.UNDONE),
+            "phase": None if state == "remains" else int(Phase.DONE if state == "done" else Phase.UNDONE),
             "state": state,
             "error": error,
             "result": None if result is None else Jsonb(result, dumps=_dumps),

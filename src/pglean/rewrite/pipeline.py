@@ -17,7 +17,7 @@ import psycopg
 
 from pglean import catalog, pausepoint
 from pglean.capture.trigger import TriggerCapture
-from pglean.errors import CaptureGap, ConnectionLost, Finding, PgleanError, Refused, TableChanged
+from pglean.errors import CaptureGap, ConnectionLost, Finding, LockNotObtained, PgleanError, Refused, TableChanged
 from pglean.locks import Mode, Patience, Policy, claim, locked
 from pglean.options import Options
 from pglean.progress import Callback, Reporter
@@ -98,7 +98,9 @@ def _swap(run: Run) -> None:
 
 def _clean(run: Run) -> None:
     """Drop the old files and all helpers; then statistics, which also tell autovacuum that no dead rows are left."""
-    cleanup.remove(run.server, run.control, run.job.id, run.table, run.patience())
+    remains = cleanup.remove(run.server, run.control, run.job.id, run.table, run.patience())
+    if remains:
+        raise LockNotObtained(f"could not remove all that the run on {run.table.qualified_name} needed")
 
 
 STEPS = (
@@ -152,9 +154,9 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
             raise Refused(plan.table.qualified_name, [_busy(plan)])
         jobs.ensure_schema(control)
         cleanup.sweep(server, control, _patience(server, options), relation=oid)
-        # Loaded again: preflight held no claim.
-        table = catalog.load(control, oid)
+        # Loaded again: preflight held no claim. The fingerprint first: what is changed after it is noticed.
         fingerprint = catalog.fingerprint(control, oid)
+        table = catalog.load(control, oid)
         if fingerprint is None or table.key is None:
             raise TableChanged(f"table {plan.table.qualified_name} was changed by another session")
         sizes_before = _sizes(control, oid)
@@ -164,26 +166,25 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
         try:
             with _workers(server, job, control, reporter) as run:
                 phases = _walk(run)
+            if options.analyze:
+                phases["analyze"] = _analyze(control, run, reporter)
+            result = Result(
+                job=job.id,
+                table=table.qualified_name,
+                rows=run.rows,
+                sizes=_compare(sizes_before, _sizes(control, oid)),
+                exclusive_lock_ms=round(run.exclusive_lock_ms, 1),
+                wal_bytes=int(scalar(control, query("report.wal_bytes"))) - wal_before,
+                changes_applied=reporter.state.changes_applied,
+                frozen=run.frozen,
+                elapsed_s=round(time.monotonic() - started, 3),
+                phases={name: round(seconds, 3) for name, seconds in phases.items()},
+            )
+            jobs.finish(control, job.id, "done", result=result.as_json())
         except BaseException as error:
             # Whatever state an interruption has left the session in, its locks must be gone before undoing.
             control.close()
             raise _end(server, job, error, options) from error
-        # From here on the swap is committed: whatever fails now must not be reported as a failure of the repack.
-        if options.analyze:
-            phases["analyze"] = _analyze(control, run, reporter)
-        result = Result(
-            job=job.id,
-            table=table.qualified_name,
-            rows=run.rows,
-            sizes=_compare(sizes_before, _sizes(control, oid)),
-            exclusive_lock_ms=round(run.exclusive_lock_ms, 1),
-            wal_bytes=int(scalar(control, query("report.wal_bytes"))) - wal_before,
-            changes_applied=reporter.state.changes_applied,
-            frozen=run.frozen,
-            elapsed_s=round(time.monotonic() - started, 3),
-            phases={name: round(seconds, 3) for name, seconds in phases.items()},
-        )
-        jobs.finish(control, job.id, "done", result=result.as_json())
         reporter.phase("done")
         return result
 
@@ -238,6 +239,7 @@ def _walk(run: Run) -> dict[str, float]:
 
 def _analyze(conn: Connection, run: Run, reporter: Reporter) -> float:
     reporter.phase("analyze")
+    run.reach("analyze")
     started = time.monotonic()
     try:
         jobs.analyze(conn, run.table)
@@ -249,13 +251,7 @@ def _analyze(conn: Connection, run: Run, reporter: Reporter) -> float:
 
 def _end(server: Server, job: jobs.Job, error: BaseException, options: Options) -> BaseException:
     """Undo (or, after the swap, finish) the run; returns what is to be told."""
-    if isinstance(error, psycopg.Error):
-        # A statement that was cancelled because the user asked for it is his interruption, not an error.
-        try:
-            server.check()
-        except PgleanError as interruption:
-            error = interruption
-    told: BaseException = translate(error) if isinstance(error, Exception) else error
+    told: BaseException = server.translate(error) if isinstance(error, Exception) else error
     with server.shielded():
         pausepoint.reach("undo")
         try:
@@ -281,19 +277,25 @@ def _undo(server: Server, job: jobs.Job, options: Options, reason: str) -> tuple
     """Remove what the run has made; returns what could not be removed, and whether the swap had been committed."""
     with _reach_again(server) as conn:
         if not _claim_again(server, conn, job.table.oid):
+            if any(run.id == job.id for run in jobs.unfinished(conn)):
+                raise LockNotObtained(f"a session of run {job.id} still lives on the server")
             # Another run has taken the table: it removed what this one had left before it began.
-            return [], False
+            return [], _swapped(conn, job)
         try:
             table = catalog.load(conn, job.table.oid)
         except TableChanged:
             table = None
         remains = cleanup.remove(server, conn, job.id, table, _patience(server, options, _UNDO_WAIT_S))
         # Asked only now: a COMMIT whose connection was lost may have been under way, and its locks were waited for.
-        phase = jobs.phase_of(conn, job.id)
-        swapped = phase is not None and phase.swapped
+        swapped = _swapped(conn, job)
         state = "remains" if remains else "done" if swapped else "undone"
         jobs.finish(conn, job.id, state, error="; ".join([reason, *remains]))
         return remains, swapped
+
+
+def _swapped(conn: Connection, job: jobs.Job) -> bool:
+    phase = jobs.phase_of(conn, job.id)
+    return phase is not None and phase.swapped
 
 
 def _claim_again(server: Server, conn: Connection, oid: int) -> bool:

@@ -7,11 +7,14 @@ triggers and policies live in catalog entries of the original, which stay.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from psycopg import sql
 
+from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA, Job
 from pglean.rewrite.run import Run
-from pglean.server import Connection, scalar
+from pglean.server import Connection, scalar, transaction
 from pglean.sql import fragment, query
 from pglean.table import Column, Table
 
@@ -116,6 +119,11 @@ def freeze(run: Run) -> None:
     """
     conn = run.control
     run.purpose(conn, "freeze")
+    # Our commits are asynchronous. As long as a commit is not on disk its rows bear no hint that it was one,
+    # and VACUUM takes no such page for all-visible: a single synchronous commit brings all before it to the disk.
+    with transaction(conn):
+        conn.execute("SET LOCAL synchronous_commit = local")
+        jobs.beat(conn, run.job.id, asdict(run.reporter.state))
     conn.execute(sql.SQL("VACUUM (FREEZE, TRUNCATE false) {}").format(run.job.shadow))
     row = conn.execute(query("shadow.visible"), {"shadow": f"{SCHEMA}.{run.job.shadow_name}"}).fetchone()
     assert row is not None

@@ -14,7 +14,6 @@ from pglean.errors import VerificationFailed
 from pglean.options import Verify
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns
-from pglean.server import scalar
 from pglean.sql import fragment
 
 _HINT = "Check the table with pg_amcheck --heapallindexed; if it is sound, this is a bug of pglean: report it."
@@ -25,14 +24,13 @@ def compare(run: Run) -> None:
 
     On entry: the control session's transaction, in which the refresh has just been done and is not committed yet.
     """
-    conn = run.control
     if run.job.options.verify is Verify.NONE:
         return
+    conn = run.control
     run.purpose(conn, "verify")
-    expected = guard.execute(
-        conn, run.table, "c", lambda source: sql.SQL("SELECT pg_catalog.count(*) FROM {} AS t").format(source.relation)
-    )
-    found = int(scalar(conn, sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(run.job.shadow)))
+    # Both through the guard: planning a query on the shadow reads the expressions of its indexes, as on the table.
+    expected = guard.execute(conn, run.table, "c", lambda source: _count(source.relation))
+    found = guard.execute(conn, run.table, "c", lambda _: _count(run.job.shadow))
     run.rows = found
     if expected != found:
         raise VerificationFailed(
@@ -46,6 +44,10 @@ def compare(run: Run) -> None:
             detail="Nothing was swapped; the table is as it was.",
             hint=_HINT,
         )
+
+
+def _count(relation: sql.Composable) -> sql.Composed:
+    return sql.SQL("SELECT pg_catalog.count(*) FROM {} AS t").format(relation)
 
 
 def _different(run: Run) -> int:

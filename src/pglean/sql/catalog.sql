@@ -95,14 +95,14 @@ SELECT i.indexrelid, c.relname,
   JOIN pg_type ty ON ty.oid = coalesce(base.oid, a.atttypid)
   LEFT JOIN pg_collation coll ON coll.oid = k.coll
   LEFT JOIN pg_namespace cn ON cn.oid = coll.collnamespace
-  -- Equality: strategy 3 of the B-tree family. A GiST index of a temporal key has none: there the default B-tree class of the type.
+  -- Equality: strategy 3 of the B-tree family. A GiST index of a temporal key has none: there the default B-tree class of
+  -- the type, or of the one that its operator class takes it for (varchar as text, int4range as anyrange).
   LEFT JOIN LATERAL (
       SELECT o.amopopr FROM pg_opclass bc JOIN pg_amop o ON o.amopfamily = bc.opcfamily AND o.amopstrategy = 3
                                             AND o.amoplefttype = bc.opcintype AND o.amoprighttype = bc.opcintype
        WHERE CASE WHEN am.amname = 'btree' THEN bc.oid = k.opclass
-                  ELSE bc.opcmethod = 403 AND bc.opcdefault
-                       AND (bc.opcintype = ty.oid
-                            OR bc.opcintype = CASE ty.typtype WHEN 'r' THEN 3831 WHEN 'm' THEN 4537 WHEN 'e' THEN 3500 END) END
+                  ELSE bc.opcmethod = 403 AND bc.opcdefault AND bc.opcintype IN (ty.oid, oc.opcintype) END
+       ORDER BY bc.opcintype = ty.oid DESC
        LIMIT 1) eq ON true
   LEFT JOIN pg_operator op ON op.oid = eq.amopopr
   LEFT JOIN pg_namespace opn ON opn.oid = op.oprnamespace

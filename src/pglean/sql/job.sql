@@ -28,7 +28,7 @@ SELECT index_oid, twin_oid FROM pglean.twin WHERE job = %(job)s
 WITH chunks AS (DELETE FROM pglean.chunk WHERE job = %(job)s),
      twins AS (DELETE FROM pglean.twin WHERE job = %(job)s)
 UPDATE pglean.job
-   SET phase = %(phase)s, state = %(state)s, finished_at = clock_timestamp(), error = %(error)s, result = %(result)s
+   SET phase = coalesce(%(phase)s::smallint, phase), state = %(state)s, finished_at = clock_timestamp(), error = %(error)s, result = %(result)s
  WHERE id = %(job)s
 
 -- name: unfinished

@@ -23,6 +23,15 @@ SELECT CASE WHEN l.pid IS NULL
  ORDER BY l.granted DESC, a.xact_start
  LIMIT 10
 
+-- name: cancel_autovacuum
+SELECT pg_cancel_backend(a.pid)
+  FROM pg_stat_activity a
+ WHERE a.backend_type = 'autovacuum worker' AND a.query NOT LIKE '%%to prevent wraparound%%'
+   AND EXISTS (SELECT FROM pg_locks l
+                WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.relation = %(oid)s AND l.granted
+                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  AND l.mode = ANY (%(modes)s))
+
 -- name: cancel
 SELECT pg_cancel_backend(l.pid)
   FROM (SELECT DISTINCT pid FROM pg_locks

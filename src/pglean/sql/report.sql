@@ -6,7 +6,7 @@ UNION ALL
 SELECT 'toast', t.relname, pg_total_relation_size(t.oid)
   FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = %(oid)s
 UNION ALL
-(SELECT 'index', i.relname, pg_relation_size(i.oid)
+(SELECT 'index', i.relname, coalesce(pg_relation_size(i.oid), 0)
    FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = %(oid)s ORDER BY i.relname)
 
 -- name: wal_bytes

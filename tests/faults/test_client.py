@@ -1,0 +1,187 @@
+"""Signals to the command line, and its sudden death, at every point of a run.
+
+In the ordinary tests each point meets one of the signals on one server and all of SIGKILL there; the other servers get
+a sample. `-m slow` tries every signal at every point on every server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pglean import cli
+from tests.conftest import SERVERS
+from tests.support.client import CANCELLED, Client
+from tests.support.points import COMMITTED, POINTS, UNDO
+from tests.support.stage import Stage
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WRITING = "phase: indexing"
+#: Tried on every server: before anything, with triggers, within a chunk, around the commit, after it.
+_SAMPLE = ("capture: prepared", "copy: in a chunk", "swap: before the commit", COMMITTED)
+_NEWEST = list(SERVERS.values())[-1] if SERVERS else Path()
+
+SIGNALLED = [(point, _SIGNALS[number % len(_SIGNALS)]) for number, point in enumerate(POINTS)]
+PRODUCT = [(point, number) for point in POINTS for number in _SIGNALS if (point, number) not in SIGNALLED]
+
+
+@contextlib.contextmanager
+def stopped(stage: Stage, point: str, *then: str) -> Iterator[Client]:
+    """The command line, repacking the stage's table, at a point to which it came after the application has written."""
+    arguments = ["repack", "-j", "2", "-t", stage.table.as_string(None), stage.db.conninfo]
+    with Client(arguments, {_WRITING, point, *then}) as client:
+        while (line := client.line()) != point or point == _WRITING:
+            assert line is not None, f"ended with status {client.wait()}: {client.stderr}"
+            if line == _WRITING:
+                stage.write()
+                if point == _WRITING:
+                    break
+            client.step()
+        yield client
+
+
+def skip_unless_in_sample(bindir: Path, point: str) -> None:
+    if bindir != _NEWEST and point not in _SAMPLE:
+        pytest.skip("tried on the newest server; on this one only by -m slow")
+
+
+def interrupt(stage: Stage, point: str, number: signal.Signals) -> None:
+    with stopped(stage, point) as client:
+        client.signal(number)
+        assert client.wait() == 8, client.stderr
+        assert f"pglean: error: interrupted by {number.name}" in client.stderr
+        assert "Traceback" not in client.stderr
+        assert ("the table is repacked" in client.stderr) == stage.repacked
+        assert client.stdout == ""
+    stage.check()
+
+
+def cleanup(stage: Stage) -> None:
+    assert cli.run(["cleanup", stage.db.conninfo]) == 0
+
+
+@pytest.mark.parametrize(("point", "number"), SIGNALLED, ids=lambda value: getattr(value, "name", value))
+def test_signal_is_undone(stage: Stage, bindir: Path, point: str, number: signal.Signals) -> None:
+    skip_unless_in_sample(bindir, point)
+    interrupt(stage, point, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "number"), PRODUCT, ids=lambda value: getattr(value, "name", value))
+def test_every_signal_is_undone(stage: Stage, point: str, number: signal.Signals) -> None:
+    interrupt(stage, point, number)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_client_is_cleaned_up_after(
+    stage: Stage, bindir: Path, point: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    skip_unless_in_sample(bindir, point)
+    with stopped(stage, point) as client:
+        client.kill()
+    stage.deserted()
+    # The application has not noticed.
+    stage.write()
+    stage.compare()
+    (run,) = stage.status()
+    assert (run.table, run.state) == (stage.name, "interrupted")
+    cleanup(stage)
+    assert f"job {run.id} on public.{stage.name}: cleaned up" in capsys.readouterr().out
+    state = stage.db.scalar("SELECT state FROM pglean.job WHERE id = %s", (run.id,))
+    assert state == ("done" if stage.repacked else "undone")
+    stage.check()
+
+
+def test_kill_between_swap_and_cleanup_leaves_the_new_files(stage: Stage) -> None:
+    with stopped(stage, COMMITTED) as client:
+        client.kill()
+    stage.deserted()
+    assert stage.repacked
+    (run,) = stage.status()
+    assert run.phase == "cleaning"
+    assert run.shadow_bytes > 0
+    cleanup(stage)
+    stage.check()
+
+
+def test_kill_while_undoing_is_cleaned_up_after(stage: Stage) -> None:
+    with stopped(stage, "phase: ready", UNDO) as client:
+        client.signal(signal.SIGINT)
+        client.step()
+        client.await_line(UNDO)
+        client.kill()
+    stage.deserted()
+    assert [run.state for run in stage.status()] == ["interrupted"]
+    cleanup(stage)
+    stage.check()
+
+
+def test_second_interrupt_does_not_break_undoing(stage: Stage) -> None:
+    with stopped(stage, "phase: ready", UNDO) as client:
+        client.signal(signal.SIGINT)
+        client.step()
+        client.await_line(UNDO)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            client.signal(number)
+        assert client.wait() == 8
+        assert "interrupted by SIGINT" in client.stderr
+        assert CANCELLED not in client.stderr
+    stage.check()
+
+
+def test_next_run_cleans_up_what_an_interrupted_one_left(stage: Stage) -> None:
+    for point in ("copy: in a chunk", "phase: ready", "swap: before the commit"):
+        with stopped(stage, point) as client:
+            client.kill()
+        stage.deserted()
+        stage.write()
+    # Each of them cleans up after the one before.
+    assert len(stage.status()) == 1
+    assert cli.run(["repack", "-q", "-t", stage.table.as_string(None), stage.db.conninfo]) == 0
+    assert stage.repacked
+    assert stage.db.fetchall("SELECT state FROM pglean.job ORDER BY id") == [("undone",)] * 3 + [("done",)]
+    stage.check()
+
+
+def test_running_one_is_left_alone_by_cleanup(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    with stopped(stage, "copy: in a chunk") as client:
+        assert [run.state for run in stage.status()] == ["running"]
+        cleanup(stage)
+        assert capsys.readouterr().out == "nothing to clean up\n"
+        assert cli.run(["repack", "-t", stage.table.as_string(None), stage.db.conninfo]) == 3
+        assert "another run of pglean works on public.items" in capsys.readouterr().err
+        client.go_on()
+        assert client.wait() == 0, client.stderr
+    assert stage.repacked
+    stage.check()
+
+
+@pytest.mark.parametrize("change", ["rename", "move", "replace", "drop"])
+def test_table_changed_after_a_kill_is_cleaned_up_after(stage: Stage, change: str) -> None:
+    with stopped(stage, "phase: ready") as client:
+        client.kill()
+    stage.deserted()
+    stage.db.execute(
+        {
+            "rename": "ALTER TABLE items RENAME TO renamed",
+            "move": "CREATE SCHEMA other; ALTER TABLE items SET SCHEMA other",
+            "replace": 'ALTER TABLE items RENAME TO renamed; CREATE VIEW items AS TABLE "model of items"',
+            "drop": "DROP TABLE items",
+        }[change]
+    )
+    cleanup(stage)
+    assert stage.status() == []
+    back = {
+        "rename": "ALTER TABLE renamed RENAME TO items",
+        "move": "ALTER TABLE other.items SET SCHEMA public; DROP SCHEMA other",
+        "replace": "DROP VIEW items; ALTER TABLE renamed RENAME TO items",
+        "drop": 'CREATE TABLE items (LIKE "model of items"); INSERT INTO items TABLE "model of items"',
+    }
+    stage.db.execute(back[change])
+    if change == "drop":
+        stage.oid = stage.db.scalar("SELECT 'items'::regclass::oid")
+    stage.check()

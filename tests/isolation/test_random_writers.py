@@ -1,0 +1,112 @@
+"""Random writers in eight sessions while their table is repacked twice: no change is lost, none is made twice."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+import pglean
+from pglean import pausepoint
+from pglean.rewrite import copy, refresh
+from tests.servers import Database
+from tests.support import oracle
+from tests.support.writers import Spec, Writers
+
+#: Where the run stands still until the writers have gone on; at none of them does it keep them from writing.
+POINTS = (
+    "capture: prepared",
+    "copy: before a chunk",
+    "copy: in a chunk",
+    "phase: indexing",
+    "index: before a build",
+    "index: after a build",
+    "refresh: before a round",
+    "refresh: between the halves",
+    "refresh: before the commit",
+    "swap: before the lock",
+    "swap: after the commit",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A table, and how it is repacked."""
+
+    name: str
+    spec: Spec
+    jobs: int
+
+
+VARIANTS = (
+    Variant("superuser", Spec(), 4),
+    Variant("plain-owner", Spec(key="composite", owner="keeper"), 2),
+    Variant("deferrable", Spec(key="deferrable"), 1),
+    Variant("caseless", Spec(key="text", owner="keeper"), 4),
+    Variant("meddling", Spec(meddling=True, owner="keeper"), 2),
+)
+
+
+@pytest.fixture(autouse=True)
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many chunks, and refreshes divided among workers, on a table of a few thousand rows too."""
+    monkeypatch.setattr(refresh, "_SHARED_FROM", 30)
+    monkeypatch.setattr(refresh, "_SHARE_RECORDS", 40)
+    monkeypatch.setattr(copy, "_FIRST_BLOCKS", 16)
+    monkeypatch.setattr(copy, "_MOST_BLOCKS", 32)
+
+
+@contextlib.contextmanager
+def standing_still(points: tuple[str, ...], times: int, wait: Callable[[], None]) -> Iterator[None]:
+    """Wait at each of the points, the first so many times that a run comes there."""
+    counts = dict.fromkeys(points, times)
+    lock = threading.Lock()
+
+    def pause(point: str) -> None:
+        with lock:
+            counts[point] -= 1
+            if counts[point] < 0:
+                return
+        wait()
+
+    with contextlib.ExitStack() as stack:
+        for point in points:
+            stack.enter_context(pausepoint.intercept(point, lambda point=point: pause(point)))  # type: ignore[misc]
+        yield
+
+
+def repack_under_load(db: Database, variant: Variant, seed: int, *, pauses: tuple[int, ...], transactions: int) -> None:
+    """Repack while the writers are at work, as often as there are `pauses`, then compare."""
+    spec = variant.spec
+    try:
+        spec.create(db.connect())
+    except psycopg.errors.FeatureNotSupported:
+        pytest.skip("this server was built without ICU")
+    with Writers(db.conninfo, spec, seed) as writers, pglean.connect(db.conninfo) as database:
+        writers.wait_for(10)
+        for number, times in enumerate(pauses):
+            with standing_still(POINTS, times, lambda: writers.wait_for(transactions)):
+                result = database.repack(spec.table, jobs=variant.jobs, verify="full" if number % 2 else "count")
+            assert result.changes_applied > 0
+        writers.wait_for(10)
+    writers.compare()
+    oracle.assert_sound(db, spec.table)
+    oracle.assert_nothing_left(db)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_nothing_is_lost(db: Database, variant: Variant, seed: int) -> None:
+    """Two repacks, one after the other."""
+    repack_under_load(db, variant, seed, pauses=(2, 0), transactions=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("round_", range(10))
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_nothing_is_lost_in_many_runs(db: Database, variant: Variant, seed: int, round_: int) -> None:
+    """The same, longer, with more interleavings."""
+    repack_under_load(db, variant, seed + round_, pauses=(8, 0, 8, 1), transactions=15)

@@ -1,0 +1,45 @@
+"""The named points of the production code at which a run can be stopped, found by reading its text.
+
+So a point that is added is tested without anybody remembering to add it to a list. `SEQUENCE` of a traced run
+(`tests/faults/test_points.py`) must agree with what is found here.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Final
+
+from pglean.rewrite.pipeline import STEPS
+
+_SOURCE = Path(__file__).parents[2] / "src" / "pglean"
+
+#: Reached only once something has ended the run.
+UNDO: Final = "undo"
+#: From here on the table has its new files.
+COMMITTED: Final = "swap: after the commit"
+
+
+def declared() -> list[str]:
+    """Every name that the code may reach, in no particular order."""
+    found: dict[str, None] = {}
+    for path in sorted(_SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "reach":
+                found.update(dict.fromkeys(_names(node.args[0])))
+    return list(found)
+
+
+def _names(argument: ast.expr) -> list[str]:
+    match argument:
+        case ast.Constant(value=str(name)):
+            return [name]
+        case ast.JoinedStr(values=[ast.Constant(value="phase: "), _]):
+            return [f"phase: {step.phase.label}" for step in STEPS]
+        case ast.Name():  # handed on
+            return []
+    raise AssertionError(f"a point whose name cannot be known: {ast.unparse(argument)}")
+
+
+#: Where a run may be stopped before anything has gone wrong.
+POINTS: Final = [point for point in declared() if point != UNDO]
