@@ -81,7 +81,7 @@ def demo_command(
                 clients=clients,
                 rate=rate,
                 keep=keep,
-                progress=progress_display(err, quiet=quiet),
+                progress=progress_display(err, progress=not quiet, messages=not quiet),
                 on_report=show,
             )
     except KeyboardInterrupt as interruption:

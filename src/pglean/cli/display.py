@@ -47,12 +47,13 @@ def _figures(progress: Progress) -> str:
 class _Screen:
     """The live display: one line per phase, the current one with a bar."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._lock = threading.Lock()
         self._progress: Progress | None = None
         self._received = time.monotonic()
         self._seconds: dict[str, float] = {}
-        self._messages: list[str] = []
+        self._messages: set[str] = {""}
         self._spinner = Spinner("dots")
 
     def __call__(self, progress: Progress) -> None:
@@ -64,8 +65,11 @@ class _Screen:
                 )
             self._progress = progress
             self._received = time.monotonic()
-            if progress.message and progress.message not in self._messages:
-                self._messages.append(progress.message)
+            news = progress.message if progress.message not in self._messages else ""
+            self._messages.add(progress.message)
+        if news:
+            # Above the display, where it stays when that is gone.
+            self._console.print(Text(f"pglean: {news}", style="yellow"))
 
     def __rich__(self) -> RenderableType:
         with self._lock:
@@ -102,7 +106,6 @@ class _Screen:
             ]
             if progress.waiting_for:
                 lines.append(Text(f"waiting for {progress.waiting_for}", style="yellow"))
-            lines += [Text(message, style="yellow") for message in self._messages[-3:]]
             return Group(*lines)
 
 
@@ -134,13 +137,24 @@ class _Lines:
 
 
 @contextlib.contextmanager
-def progress_display(console: Console, *, quiet: bool = False) -> Iterator[Callback]:
-    """A callback for `on_progress`: live on a terminal, lines elsewhere, nothing where quiet."""
-    if quiet:
-        yield lambda _: None
+def progress_display(console: Console, *, progress: bool = True, messages: bool = True) -> Iterator[Callback]:
+    """A callback for `on_progress`: live on a terminal, lines elsewhere.
+
+    `progress=False` leaves only messages, `messages=False` as well nothing.
+    """
+
+    def write(line: str) -> None:
+        print(f"pglean: {line}", file=console.file, flush=True)
+
+    def tell(state: Progress) -> None:
+        if messages and state.message:
+            write(state.message)
+
+    if not progress:
+        yield tell
     elif console.is_terminal:
-        screen = _Screen()
+        screen = _Screen(console)
         with Live(screen, console=console, refresh_per_second=8, transient=True):
             yield screen
     else:
-        yield _Lines(lambda line: print(f"pglean: {line}", file=console.file, flush=True))
+        yield _Lines(write)

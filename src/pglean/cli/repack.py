@@ -195,10 +195,7 @@ class _Batch:
             self._out.print(plan_summary(plan), soft_wrap=True)
 
     def _repack(self, name: str) -> None:
-        if self._warned:
-            for finding in self._database.plan(name, self._options).warnings:
-                self._err.print(f"pglean: warning: {finding}", markup=False, soft_wrap=True)
-        with progress_display(self._err, quiet=not self._told) as on_progress:
+        with progress_display(self._err, progress=self._told, messages=self._warned) as on_progress:
             result = self._database.repack(name, self._options, on_progress=on_progress)
         self._results.append(result.as_json())
         if self._told and not self._as_json:

@@ -163,6 +163,8 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
         wal_before = int(scalar(control, query("report.wal_bytes")))
         job = jobs.create(control, table, options, fingerprint, __version__)
         reporter = Reporter(job.id, table.qualified_name, on_progress)
+        for warning in plan.warnings:
+            reporter.message(f"warning: {warning}")
         try:
             with _workers(server, job, control, reporter) as run:
                 phases = _walk(run)
