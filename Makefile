@@ -21,9 +21,9 @@ test: lint
 matrix: $(STAMP)
 	$(BIN)/python scripts/matrix.py $(MATRIX)
 
-# Hours of random load and faults: SOAK="--minutes 60" and the like goes to the program.
+# The tests that are too long for every day: many more seeds, every fault at every point.
 soak: $(STAMP)
-	$(BIN)/python bench/soak.py $(SOAK)
+	$(PYTEST) -m slow $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python bench/run.py $(BENCH)
@@ -39,7 +39,7 @@ format: $(STAMP)
 
 clean:
 	rm -rf .venv .servers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests scripts bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none was found" >&2; exit 1; }

@@ -32,7 +32,7 @@ from pglean.server import Connection, scalar
 from pglean.table import Table
 
 #: Name under which a guarded statement finds the table's ctid: a view may not have a column of that name.
-TID = "pglean tid"
+_TID = "pglean tid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,12 @@ def _only(table: Table) -> sql.Composable:
     return sql.SQL("ONLY {}").format(relation(table))
 
 
+def _free_name(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
 def _as_owner(
     conn: Connection,
     table: Table,
@@ -80,14 +86,15 @@ def _as_owner(
     )
     owner = sql.Identifier(table.owner)
     columns = [sql.Identifier(column.name) for column in table.columns if column.stored]
+    tid = sql.Identifier(_free_name(_TID, {column.name for column in table.columns}))
     conn.execute(
         sql.SQL("CREATE VIEW {view} AS SELECT {columns} FROM {table}").format(
             view=view,
-            columns=sql.SQL(", ").join([*columns, sql.SQL("ctid AS {}").format(sql.Identifier(TID))]),
+            columns=sql.SQL(", ").join([*columns, sql.SQL("ctid AS {}").format(tid)]),
             table=_only(table),
         )
     )
-    statement = make(Source(view, sql.Identifier(TID)))
+    statement = make(Source(view, tid))
     text = statement.as_string(conn)
     body = (
         statement

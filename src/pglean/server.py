@@ -62,6 +62,8 @@ SETTINGS: dict[str, str] = {
 
 #: Since which server version a setting of the above exists.
 _SINCE = {"transaction_timeout": 170000}
+#: Settings of the above that only a superuser may set.
+_SUPERUSERS = frozenset({"session_replication_role"})
 
 
 class _Cursor(psycopg.Cursor[TupleRow]):
@@ -157,7 +159,9 @@ class Server:
 
     def _make_safe(self, conn: Connection) -> None:
         version = conn.info.server_version
-        names = [name for name in SETTINGS if version >= _SINCE.get(name, 0)]
+        # Who may not set it is refused later, with all that stands in the way (`checks`); here he must get in.
+        barred = frozenset() if conn.info.parameter_status("is_superuser") == "on" else _SUPERUSERS
+        names = [name for name in SETTINGS if version >= _SINCE.get(name, 0) and name not in barred]
         self._search_path = str(_one(conn, "SELECT pg_catalog.current_setting('search_path')"))
         conn.execute(
             "SELECT pg_catalog.set_config(name, value, false)"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+from psycopg import errors as pg
 
-import pglean
 from tests.servers import Database
 from tests.support.churn import churn, write
 from tests.support.oracle import Change, repack, rows
@@ -245,7 +245,7 @@ ATTACHED = {
         "CREATE UNIQUE INDEX i ON t (k); CREATE UNIQUE INDEX j ON t (id); ALTER TABLE t REPLICA IDENTITY USING INDEX i"
     ),
     "rules": Kind(
-        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE log (id int, v text); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 60) g;"
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE log (id int, v text); GRANT ALL ON log TO PUBLIC; INSERT INTO t SELECT g, 'v' FROM generate_series(1, 60) g;"
         "CREATE RULE a AS ON UPDATE TO t DO ALSO INSERT INTO log VALUES (OLD.id, NEW.v); CREATE RULE b AS ON DELETE TO t WHERE id > 50 DO INSTEAD NOTHING;"
         "CREATE RULE c AS ON INSERT TO t WHERE NEW.id IS NULL DO INSTEAD NOTHING",
         during=("UPDATE t SET v = 'w' WHERE id % 3 = 0", "DELETE FROM t WHERE id % 4 = 0", "INSERT INTO t SELECT g FROM generate_series(61, 70) g"),
@@ -332,12 +332,10 @@ def test_column_of_every_type(db: Database, owner: str) -> None:
 
 def test_column_of_type_xml(db: Database, owner: str) -> None:
     db.execute("CREATE TABLE t (id int PRIMARY KEY, x xml)")
-    if not db.scalar("SELECT count(*) FROM pg_settings WHERE name = 'xmloption'"):
-        pytest.skip("this server has no xml")
     try:
         db.execute("INSERT INTO t SELECT g, format('<a n=\"%s\"/>', g)::xml FROM generate_series(1, 40) g")
-    except pglean.PgleanError:
-        raise
+    except pg.FeatureNotSupported:
+        pytest.skip("this server was built without libxml")
     db.execute(f'ALTER TABLE t OWNER TO "{owner}"')
     repack(db, "t", during=churn("t"))
 

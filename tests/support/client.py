@@ -23,7 +23,7 @@ _TIMEOUT_S = 60.0
 CANCELLED = "cancelled"
 
 _DRIVER = """\
-import contextlib, os, sys
+import contextlib, os, select, sys
 from functools import partial
 from pglean import pausepoint
 from pglean.cli import main
@@ -38,7 +38,12 @@ def tell(line):
 
 def stop(point):
     tell(point)
-    os.read(go_on, 1)
+    # In short waits: a signal that comes just before a system call does not end that.
+    while True:
+        select.select([go_on], [], [], 0.02)
+        with contextlib.suppress(BlockingIOError):
+            os.read(go_on, 1)
+            return
 
 cancel = Server.cancel
 def note(server, reason):
@@ -58,6 +63,7 @@ class Client:
     def __init__(self, arguments: Iterable[str], stop_at: Iterable[str]) -> None:
         told_out, told_in = os.pipe()
         go_out, go_in = os.pipe()
+        os.set_blocking(go_out, False)
         points = list(stop_at)
         command = [sys.executable, "-c", _DRIVER, str(told_in), str(go_out), str(len(points)), *points, *arguments]
         self._process = subprocess.Popen(

@@ -12,7 +12,7 @@ from pglean.errors import Finding
 from pglean.locks import claimed
 from pglean.server import Capabilities, Connection
 from pglean.sql import query
-from pglean.table import Table
+from pglean.table import Table, quote_name
 
 #: The oldest server that can read a range of blocks without reading the rest (TID range scan).
 OLDEST = 140000
@@ -162,17 +162,18 @@ def _key(facts: Facts) -> Iterator[Finding]:
 
 def _indexes(facts: Facts) -> Iterator[Finding]:
     for index in facts.table.indexes:
+        name = f"{quote_name(index.schema)}.{quote_name(index.name)}"
         if not index.valid:
             yield Finding(
                 "invalid-index",
-                f"index {index.schema}.{index.name} is invalid",
+                f"index {name} is invalid",
                 "It was left by a failed CREATE INDEX CONCURRENTLY or REINDEX CONCURRENTLY, or one is running.",
-                f"DROP INDEX CONCURRENTLY or REINDEX INDEX CONCURRENTLY {index.schema}.{index.name};",
+                f"DROP INDEX CONCURRENTLY or REINDEX INDEX CONCURRENTLY {name};",
             )
         if index.whole_row:
             yield Finding(
                 "whole-row-index",
-                f"index {index.schema}.{index.name} uses the row as a whole",
+                f"index {name} uses the row as a whole",
                 "Such an expression has the table's own row type, which the shadow table has not.",
                 "Write the expression with the columns it needs, or drop the index for the run.",
             )

@@ -25,6 +25,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+import psycopg
 from psycopg import sql
 
 from pglean import guard
@@ -137,9 +138,15 @@ def _shared(run: Run) -> tuple[int, int]:
             count = act(run, conn, worker, share)
         counts[what] += count
 
-    run.workers.each(shares, partial(half, "delete"))
-    run.reach("refresh: between the halves")
-    run.workers.each(shares, partial(half, "insert"))
+    try:
+        run.workers.each(shares, partial(half, "delete"))
+        run.reach("refresh: between the halves")
+        run.workers.each(shares, partial(half, "insert"))
+    except psycopg.Error:
+        # A worker that does not find the snapshot any more is not the cause: this session has been lost, which it notices
+        # as soon as it is used.
+        run.control.execute("SELECT")
+        raise
     return counts["delete"], counts["insert"]
 
 

@@ -45,7 +45,7 @@ def create(conn: Connection, job: Job) -> None:
             conn.execute(
                 sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(job.shadow, sql.Identifier(_dropped_name(column)))
             )
-        elif column.storage != column.type_storage:
+        elif column.stored and column.storage != column.type_storage:
             conn.execute(
                 sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET STORAGE {}").format(
                     job.shadow, sql.Identifier(column.name), fragment(_STORAGE[column.storage])
@@ -75,11 +75,13 @@ def _dropped_name(column: Column) -> str:
 
 
 def _definition(table: Table, column: Column) -> sql.Composed:
-    if column.dropped:
+    if not column.stored:
         # Its place must be taken, its type is of no matter, since new tuples hold NULL there. Where the original has a
-        # TOAST table, perhaps only because of this column, the shadow gets one too: options are kept there.
+        # TOAST table, perhaps only because of this column, the shadow gets one too: options are kept there. Where it
+        # has none, a virtual column of a long type must not bring one.
         return sql.SQL("{} {}").format(
-            sql.Identifier(_dropped_name(column)), fragment("text" if table.toast else "smallint")
+            sql.Identifier(_dropped_name(column) if column.dropped else column.name),
+            fragment("text" if table.toast else "smallint"),
         )
     parts = [sql.Identifier(column.name), fragment(column.type_sql)]
     if column.compression:

@@ -29,12 +29,14 @@ UPDATE pg_catalog.pg_depend AS d
    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid IN (%(table)s, %(shadow)s) AND d.deptype = 'i'
 
 -- name: toast_options
--- What the table's old TOAST table was told (ALTER TABLE … SET (toast.…)) goes to the new one, and back.
+-- What the table's old TOAST table was told (ALTER TABLE … SET (toast.…)) goes to the new one, and back. Where there was none
+-- (all columns were PLAIN from the start, which the shadow's become after it was made), nothing was told.
 UPDATE pg_catalog.pg_class AS t
    SET reloptions = o.reloptions
-  FROM pg_catalog.pg_class AS tm, pg_catalog.pg_class AS om, pg_catalog.pg_class AS o
+  FROM pg_catalog.pg_class AS tm
+  JOIN pg_catalog.pg_class AS om ON om.oid IN (%(table)s, %(shadow)s) AND om.oid <> tm.oid
+  LEFT JOIN pg_catalog.pg_class AS o ON o.oid = om.reltoastrelid
  WHERE tm.oid IN (%(table)s, %(shadow)s) AND t.oid = tm.reltoastrelid
-   AND om.oid IN (%(table)s, %(shadow)s) AND om.oid <> tm.oid AND o.oid = om.reltoastrelid
 
 -- name: toast_names_away
 UPDATE pg_catalog.pg_class AS t
