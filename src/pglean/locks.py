@@ -101,6 +101,7 @@ class Patience:
         self._started = time.monotonic()
         self._pause_s = _FIRST_PAUSE_S
         self._escalated = 0
+        self._just_escalated = False
 
     @property
     def _waited_s(self) -> float:
@@ -112,7 +113,9 @@ class Patience:
         Raises `LockNotObtained` at the end of the patience.
         """
         limit = self.policy.wait_timeout_s * (3 if self.policy.kill_backend else 1)
-        if self._waited_s >= limit:
+        # Whoever was cancelled or terminated for it, it was not in vain: there is another attempt.
+        tried, self._just_escalated = not self._just_escalated, False
+        if self._waited_s >= limit and tried:
             raise LockNotObtained(
                 f"could not lock table {table.qualified_name} within {self.policy.wait_timeout_s:g} s",
                 blockers=blockers,
@@ -120,8 +123,14 @@ class Patience:
                 hint="Wait for these sessions to end, raise --wait-timeout, or have them cancelled by --kill-backend.",
             )
         self._on_wait("; ".join((f"{mode} lock", *blockers)) if blockers else f"{mode} lock: {reason}")
-        self._server.rest(self._pause_s * random.uniform(0.5, 1.5))
+        self._server.rest(min(self._pause_s * random.uniform(0.5, 1.5), self._next_step_s))
         self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+
+    @property
+    def _next_step_s(self) -> float:
+        """Seconds to the next multiple of the wait timeout, at which more is done, or it is given up."""
+        timeout_s = max(self.policy.wait_timeout_s, 0.001)
+        return timeout_s - self._waited_s % timeout_s
 
     def escalate(self, conn: Connection, table: Table, mode: Mode) -> None:
         """Cancel an autovacuum that is in the way; with --kill-backend, when the patience is over, others as well."""
@@ -130,9 +139,11 @@ class Patience:
         if not self.policy.kill_backend:
             return
         step = int(self._waited_s // max(self.policy.wait_timeout_s, 0.001))
-        if step > self._escalated:
-            self._escalated = step
-            name = "locks.cancel" if step == 1 else "locks.terminate"
+        if step > self._escalated and self._escalated < 2:
+            # One after the other, even where the time for both has come.
+            self._escalated += 1
+            self._just_escalated = True
+            name = "locks.cancel" if self._escalated == 1 else "locks.terminate"
             conn.execute(query(name), {"oid": table.oid, "modes": _CONFLICTS[mode]})
 
 

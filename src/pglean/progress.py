@@ -53,7 +53,7 @@ class Progress:
         """Seconds to the end of this phase at this rate; None where nobody can know."""
         if not self.total or self.done <= 0 or self.phase_s <= 0:
             return None
-        return (self.total - self.done) / self.rate
+        return max(self.total - self.done, 0) / self.rate
 
 
 Callback = Callable[[Progress], None]
@@ -86,8 +86,8 @@ class Reporter:
         self._tell(force=True)
 
     def total(self, total: int, unit: str) -> None:
-        """How much there is to do in this phase."""
-        self.update(total=total, unit=unit)
+        """How much there is to do in this phase, or in its next part, which counts in a unit of its own."""
+        self.update(done=0, total=total, unit=unit)
 
     def advance(self, units: int, *, rows: int = 0) -> None:
         """`units` of this phase are done."""

@@ -16,6 +16,7 @@ from pglean.errors import PgleanError
 from pglean.result import Result
 from pglean.rewrite.job import Status
 from pglean.rewrite.plan import Plan
+from pglean.table import quote_name
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
@@ -31,11 +32,11 @@ def bytes_text(size: float) -> str:
 
 def seconds_text(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3:05``, ``2:11:09``."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
@@ -119,27 +120,29 @@ def plan_json(plan: Plan) -> dict[str, object]:
     }
 
 
-def status_table(runs: Sequence[Status]) -> RenderableType:
-    """Runs in progress and interrupted ones."""
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("job", "table", "state", "phase", "done", "running for", "heartbeat", "changes", "shadow"):
-        grid.add_column(heading, overflow="fold", justify="left")
-    grid.add_column("waiting for", overflow="fold")
+def status_lines(runs: Sequence[Status]) -> RenderableType:
+    """Runs in progress and interrupted ones: a few lines each, which fit any terminal and any pipe."""
+    lines: list[Text] = []
     for run in runs:
         done, total = run.progress.get("done", 0), run.progress.get("total", 0)
-        grid.add_row(
-            str(run.id),
-            Text(f"{run.schema}.{run.table}"),
-            run.state,
-            run.phase,
-            f"{done / total:.0%}" if total else "",
-            seconds_text(run.elapsed_s),
-            f"{seconds_text(run.heartbeat_s)} ago",
-            bytes_text(run.changes_bytes),
-            bytes_text(run.shadow_bytes),
-            Text(str(run.progress.get("waiting_for", "") or run.error or "")),
+        share = f" {done / total:.0%}" if total else ""
+        lines.append(
+            Text.assemble(
+                (f"job {run.id}: {quote_name(run.schema)}.{quote_name(run.table)}", "bold"),
+                f"  {run.state}, {run.phase}{share}",
+            )
         )
-    return grid
+        lines.append(
+            Text(
+                f"  begun {seconds_text(run.elapsed_s)} ago, heartbeat {seconds_text(run.heartbeat_s)} ago;"
+                f" changes {bytes_text(run.changes_bytes)}, copy {bytes_text(run.shadow_bytes)}"
+            )
+        )
+        if waiting := str(run.progress.get("waiting_for", "")):
+            lines.append(Text(f"  waiting for {waiting}"))
+        if run.error:
+            lines.append(Text(f"  {run.error}"))
+    return Group(*lines)
 
 
 def error_text(error: PgleanError) -> Text:

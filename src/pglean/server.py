@@ -147,8 +147,10 @@ class Server:
                 application_name=application_name(purpose),
             )
         except psycopg.ProgrammingError as error:
-            raise UsageError(f"invalid connection parameters: {str(error).strip()}") from error
+            raise invalid_conninfo(error, self._conninfo) from error
         except psycopg.OperationalError as error:
+            if "connection option" in str(error):
+                raise invalid_conninfo(error, self._conninfo) from error
             raise ConnectionLost(str(error).strip()) from error
         try:
             self._make_safe(conn)
@@ -262,6 +264,12 @@ def _capabilities(conn: Connection, search_path: str) -> Capabilities:
         search_path=search_path,
         has_plpgsql=has_plpgsql,
     )
+
+
+def invalid_conninfo(error: Exception, conninfo: str) -> UsageError:
+    """What is wrong with a connection string; the driver quotes what it does not understand, perhaps a password."""
+    secret = "://" in conninfo or "password" in conninfo
+    return UsageError("invalid connection parameters", detail=None if secret else str(error).strip())
 
 
 def application_name(purpose: str) -> str:

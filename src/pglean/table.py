@@ -43,7 +43,8 @@ class KeyColumn:
 
     number: int
     name: str
-    #: The type without its domain, so that recording a key never runs a domain's checks and never pins the domain.
+    #: The type without its domain and its modifier, so that recording a key never runs a domain's checks, never pins
+    #: the domain, and never finds a value too long.
     type_sql: str
     #: The collation *of the index*: under a nondeterministic one, unequal strings are the same key.
     collation_sql: str | None

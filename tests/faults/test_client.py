@@ -1,32 +1,32 @@
 """Signals to the command line, and its sudden death, at every point of a run.
 
-In the ordinary tests each point meets one of the signals on one server and all of SIGKILL there; the other servers get
-a sample. `-m slow` tries every signal at every point on every server.
+In the ordinary tests each point meets one of the signals, and SIGKILL, on one server; the others get a sample.
+`-m slow` tries every signal at every point on every server.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+import pglean
 from pglean import cli
-from tests.conftest import SERVERS
+from pglean.cli.connection import interruptible
+from pglean.errors import Interrupted
 from tests.support.client import CANCELLED, Client
+from tests.support.oracle import until
 from tests.support.points import COMMITTED, POINTS, UNDO
 from tests.support.stage import Stage
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WRITING = "phase: indexing"
-#: Tried on every server: before anything, with triggers, within a chunk, around the commit, after it.
-_SAMPLE = ("capture: prepared", "copy: in a chunk", "swap: before the commit", COMMITTED)
-_NEWEST = list(SERVERS.values())[-1] if SERVERS else Path()
 
 SIGNALLED = [(point, _SIGNALS[number % len(_SIGNALS)]) for number, point in enumerate(POINTS)]
-PRODUCT = [(point, number) for point in POINTS for number in _SIGNALS if (point, number) not in SIGNALLED]
+PRODUCT = [(point, number) for point in POINTS for number in _SIGNALS]
 
 
 @contextlib.contextmanager
@@ -44,11 +44,6 @@ def stopped(stage: Stage, point: str, *then: str) -> Iterator[Client]:
         yield client
 
 
-def skip_unless_in_sample(bindir: Path, point: str) -> None:
-    if bindir != _NEWEST and point not in _SAMPLE:
-        pytest.skip("tried on the newest server; on this one only by -m slow")
-
-
 def interrupt(stage: Stage, point: str, number: signal.Signals) -> None:
     with stopped(stage, point) as client:
         client.signal(number)
@@ -64,9 +59,9 @@ def cleanup(stage: Stage) -> None:
     assert cli.run(["cleanup", stage.db.conninfo]) == 0
 
 
+@pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize(("point", "number"), SIGNALLED, ids=lambda value: getattr(value, "name", value))
-def test_signal_is_undone(stage: Stage, bindir: Path, point: str, number: signal.Signals) -> None:
-    skip_unless_in_sample(bindir, point)
+def test_signal_is_undone(stage: Stage, point: str, number: signal.Signals) -> None:
     interrupt(stage, point, number)
 
 
@@ -76,11 +71,9 @@ def test_every_signal_is_undone(stage: Stage, point: str, number: signal.Signals
     interrupt(stage, point, number)
 
 
+@pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_client_is_cleaned_up_after(
-    stage: Stage, bindir: Path, point: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    skip_unless_in_sample(bindir, point)
+def test_killed_client_is_cleaned_up_after(stage: Stage, point: str, capsys: pytest.CaptureFixture[str]) -> None:
     with stopped(stage, point) as client:
         client.kill()
     stage.deserted()
@@ -185,3 +178,37 @@ def test_table_changed_after_a_kill_is_cleaned_up_after(stage: Stage, change: st
     if change == "drop":
         stage.oid = stage.db.scalar("SELECT 'items'::regclass::oid")
     stage.check()
+
+
+@pytest.mark.parametrize("how", ["signal", "terminated"])
+def test_end_before_the_run_begins(stage: Stage, how: str) -> None:
+    """There is no job yet, hence nothing to undo; what is told is the same."""
+    waiting = "SELECT pid FROM pg_stat_activity WHERE application_name = 'pglean run' AND wait_event_type = 'Lock'"
+    with stage.db.connect() as other:
+        # Another first run is about to create the schema.
+        other.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(b"pgleSCHE", "big"),))
+        with Client(["repack", "-t", stage.name, stage.db.conninfo], []) as client:
+            until(lambda: stage.db.fetchall(waiting) != [], "the run waits for the other one")
+            if how == "signal":
+                client.signal(signal.SIGINT)
+            else:
+                stage.db.fetchall(f"SELECT pg_terminate_backend(pid) FROM ({waiting}) AS w")
+            assert client.wait() == (8 if how == "signal" else 5), client.stderr
+            told = "interrupted by SIGINT" if how == "signal" else "connection to the server was lost"
+            assert f"pglean: error: {told}" in client.stderr
+    assert stage.db.scalar("SELECT to_regnamespace('pglean')") is None
+    stage.check()
+
+
+def test_signal_takes_no_lock(stage: Stage) -> None:
+    """Its handler may interrupt a thread anywhere, even where it holds the lock that the cancelling needs."""
+    with pglean.connect(stage.db.conninfo) as database, interruptible(database):
+        server = database.server
+        with server._cancelled._cond:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted, match="SIGINT"):
+            server.rest(20)
+        with pytest.raises(Interrupted):
+            database.status()
+        with server.shielded():
+            assert database.status() == []

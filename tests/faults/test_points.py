@@ -21,7 +21,7 @@ class Mishap(RuntimeError):
 
 def test_points_are_all_reached(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     reached: dict[str, None] = {}
-    monkeypatch.setattr(pausepoint, "trace", lambda name: reached.setdefault(name))
+    monkeypatch.setattr(pausepoint, "trace", reached.setdefault)
     assert isinstance(repack(stage), Result)
     assert set(reached) == set(POINTS)
     assert UNDO not in reached
@@ -48,7 +48,9 @@ def test_error_is_undone(stage: Stage, point: str) -> None:
             break
 
 
-@pytest.mark.parametrize("point", ["capture: before the commit", "copy: in a chunk", "swap: before the commit", COMMITTED])
+@pytest.mark.parametrize(
+    "point", ["capture: before the commit", "copy: in a chunk", "swap: before the commit", COMMITTED]
+)
 def test_error_of_the_user_is_his(stage: Stage, point: str) -> None:
     """What `on_progress` or Ctrl-C raise, without the command line, comes out as it is, after undoing."""
 
@@ -62,6 +64,7 @@ def test_error_of_the_user_is_his(stage: Stage, point: str) -> None:
     stage.check()
 
 
+@pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("point", POINTS)
 def test_terminated_session_is_survived(stage: Stage, point: str) -> None:
     # The first session holds the claim and works itself, the others are workers; at the end these have gone.
@@ -88,6 +91,7 @@ def test_terminated_session_is_survived(stage: Stage, point: str) -> None:
         stage.check()
 
 
+@pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("point", POINTS)
 def test_loss_of_all_sessions_is_survived(stage: Stage, point: str) -> None:
     def terminate() -> None:

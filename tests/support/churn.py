@@ -1,6 +1,7 @@
 """Writes that any table can bear: rows deleted, rewritten, and put back.
 
-A third of the rows is deleted before the first refresh and put back later, another third is updated in place, so that every
+A third of the rows is deleted before the first refresh and put back later, another third is updated in place,
+    so that every
 row's fate is met: untouched, deleted and there again, rewritten. Whoever needs more passes statements of his own.
 """
 
@@ -31,7 +32,9 @@ def churn(table: str) -> Sequence[Change]:
     def put_back(db: Database) -> None:
         names = _columns(db, table)
         db.execute(
-            sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM churned").format(name(table), names, names)
+            sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM churned").format(
+                name(table), names, names
+            )
         )
         db.execute("DROP TABLE churned")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pglean
@@ -37,6 +38,11 @@ class Fault:
             self._action()
 
 
+def _all(actions: Iterable[Callable[[], None]]) -> None:
+    for action in actions:
+        action()
+
+
 def repack(stage: Stage, *faults: Fault, **options: Any) -> Result | PgleanError:
     """Repack the stage's table, while the application writes and the faults strike; returns what came of it."""
     with contextlib.ExitStack() as stack:
@@ -44,7 +50,7 @@ def repack(stage: Stage, *faults: Fault, **options: Any) -> Result | PgleanError
         for fault in faults:
             actions.setdefault(fault.point, []).append(fault)
         for point, todo in actions.items():
-            stack.enter_context(pausepoint.intercept(point, lambda todo=todo: [act() for act in todo]))  # type: ignore[misc]
+            stack.enter_context(pausepoint.intercept(point, partial(_all, todo)))
         database = stack.enter_context(pglean.connect(stage.db.conninfo))
         try:
             return database.repack(stage.table.as_string(None), **{"jobs": 2, "wait_timeout_s": 10, **options})
@@ -53,7 +59,7 @@ def repack(stage: Stage, *faults: Fault, **options: Any) -> Result | PgleanError
 
 
 def assert_told(stage: Stage, outcome: Result | PgleanError, exit_status: int) -> None:
-    """The run failed with this status; that the files had been exchanged is said where they had been, and only there."""
+    """The run failed with this status; where the files had been exchanged, and only there, that is said."""
     assert isinstance(outcome, PgleanError), "the run went through"
     assert outcome.exit_status == exit_status, str(outcome)
     assert ("the table is repacked" in str(outcome)) == stage.repacked, str(outcome)

@@ -66,7 +66,8 @@ def observe(db: Database, table: str) -> State:
         "SELECT oid, pg_relation_filenode(oid), reltoastrelid FROM pg_class WHERE oid = %s::regclass", (table,)
     )
     indexes = db.fetchall(
-        "SELECT indexrelid::regclass::text, indexrelid, pg_relation_filenode(indexrelid) FROM pg_index WHERE indrelid = %s",
+        "SELECT indexrelid::regclass::text, indexrelid, pg_relation_filenode(indexrelid) FROM pg_index WHERE "
+        "indrelid = %s",
         (oid,),
     )
     return State(
@@ -171,16 +172,22 @@ def assert_sound(db: Database, table: str) -> None:
     """Heap and TOAST are readable and within relfrozenxid, every index has all rows, the catalogs are consistent."""
     db.execute("CREATE EXTENSION IF NOT EXISTS amcheck")
     assert db.fetchall("SELECT * FROM verify_heapam(%s::regclass, check_toast => true)", (table,)) == []
-    checks = {"btree": "bt_index_parent_check(%s::oid::regclass, true, true)", "gin": "gin_index_check(%s::oid::regclass)"}
+    checks = {
+        "btree": "bt_index_parent_check(%s::oid::regclass, true, true)",
+        "gin": "gin_index_check(%s::oid::regclass)",
+    }
     known = {row[0] for row in db.fetchall("SELECT proname FROM pg_proc WHERE proname = 'gin_index_check'")}
     for oid, method in db.fetchall(
-        "SELECT i.indexrelid, a.amname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam"
+        "SELECT i.indexrelid, a.amname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a "
+        "ON a.oid = c.relam"
         " WHERE i.indrelid = %s::regclass",
         (table,),
     ):
         if method == "btree" or (method == "gin" and known):
             db.fetchall(name(f"SELECT {checks[method]}"), (oid,))
-    toast = "SELECT 1 FROM pg_class c, verify_heapam(c.reltoastrelid) WHERE c.oid = %s::regclass AND c.reltoastrelid <> 0"
+    toast = (
+        "SELECT 1 FROM pg_class c, verify_heapam(c.reltoastrelid) WHERE c.oid = %s::regclass AND c.reltoastrelid <> 0"
+    )
     assert db.fetchall(toast, (table,)) == []
     if (program := catcheck(db.server)) is not None:
         # It ends with status 1 and a line for each inconsistency.
@@ -197,7 +204,7 @@ def catcheck(server: EmbeddedServer) -> str | None:
 
 
 def assert_quiet(db: Database, table: str) -> None:
-    """After a run in which nobody wrote: all pages visible to all, young relfrozenxid, no dead rows in the statistics."""
+    """After a run in which nobody wrote: all pages visible to all, young relfrozenxid, no dead rows counted."""
     relations = db.fetchall(
         "SELECT c.relname, c.relpages, c.relallvisible, age(c.relfrozenxid), mxid_age(c.relminmxid)"
         "  FROM pg_class t JOIN pg_class c ON c.oid IN (t.oid, t.reltoastrelid) WHERE t.oid = %s::regclass",
@@ -227,7 +234,9 @@ def assert_nothing_left(db: Database) -> None:
         "SELECT 'trigger', t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
         " JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'pglean'"
     )
-    left += db.fetchall("SELECT 'mark', relname FROM pg_class WHERE relrewrite <> 0 AND relnamespace <> 'pglean'::regnamespace")
+    left += db.fetchall(
+        "SELECT 'mark', relname FROM pg_class WHERE relrewrite <> 0 AND relnamespace <> 'pglean'::regnamespace"
+    )
     assert left == []
     with contextlib.suppress(pg.UndefinedTable):
         assert db.scalar("SELECT count(*) FROM pglean.chunk") == 0
@@ -240,5 +249,3 @@ def until(condition: Callable[[], bool], what: str, timeout_s: float = 20) -> No
     while not condition():
         assert time.monotonic() < deadline, f"timed out waiting until {what}"
         time.sleep(0.01)
-
-

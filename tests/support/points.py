@@ -1,6 +1,6 @@
 """The named points of the production code at which a run can be stopped, found by reading its text.
 
-So a point that is added is tested without anybody remembering to add it to a list. `SEQUENCE` of a traced run
+So a point that is added is tested without anybody remembering to add it to a list. What a traced run reaches
 (`tests/faults/test_points.py`) must agree with what is found here.
 """
 
@@ -40,6 +40,15 @@ def _names(argument: ast.expr) -> list[str]:
             return []
     raise AssertionError(f"a point whose name cannot be known: {ast.unparse(argument)}")
 
+
+#: A few for the faults that take their time: before anything, with triggers, within a chunk, around the commit.
+SAMPLE: Final = (
+    "capture: prepared",
+    "copy: in a chunk",
+    "refresh: between the halves",
+    "swap: before the commit",
+    COMMITTED,
+)
 
 #: Where a run may be stopped before anything has gone wrong.
 POINTS: Final = [point for point in declared() if point != UNDO]

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from pglean.api import Database
 from pglean.errors import ConnectionLost, UsageError
-from pglean.server import Server
+from pglean.server import Server, invalid_conninfo
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,10 +64,7 @@ def open_database(
         else:
             conninfo = make_conninfo(dbname=target or None, **parameters)
     except Exception as error:
-        # The driver quotes what it does not understand, which may be a password.
-        secret = "://" in target or "password" in target
-        detail = None if secret else str(error).strip()
-        raise UsageError("invalid connection parameters", detail=detail) from error
+        raise invalid_conninfo(error, target) from error
     if ask_password:
         return Database(Server(make_conninfo(conninfo, password=getpass.getpass())))
     try:

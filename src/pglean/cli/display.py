@@ -31,6 +31,14 @@ PHASES = (
 )
 
 _LINE_INTERVAL_S = 10.0
+#: Of lines that go to a file or a pipe: nothing is folded there, so that it can be searched.
+_ENDLESS = 10_000
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or error; where that is no terminal, lines are as long as they need to be."""
+    found = Console(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=_ENDLESS)
 
 
 def _figures(progress: Progress) -> str:

@@ -8,12 +8,11 @@ import sys
 from typing import Any
 
 import click
-from rich.console import Console
 
 from pglean.api import Database
 from pglean.catalog import split_names
 from pglean.cli.connection import connection_options, interruptible, open_database
-from pglean.cli.display import progress_display
+from pglean.cli.display import console, progress_display
 from pglean.errors import ConnectionLost, Incomplete, Interrupted, PgleanError, UsageError
 from pglean.options import Options, Verify
 from pglean.report import error_json, error_text, plan_json, plan_summary, result_summary
@@ -153,8 +152,7 @@ class _Batch:
     def __init__(self, database: Database, options: Options, *, as_json: bool, told: bool, warned: bool) -> None:
         self._database, self._options = database, options
         self._as_json, self._told, self._warned = as_json, told, warned
-        self._out = Console(highlight=False)
-        self._err = Console(stderr=True, highlight=False)
+        self._out, self._err = console(), console(stderr=True)
         self._results: list[dict[str, Any]] = []
         self._failures: dict[str, PgleanError] = {}
 
@@ -192,11 +190,11 @@ class _Batch:
         plan = self._database.plan(name, self._options)
         self._results.append(plan_json(plan))
         if not self._as_json:
-            self._out.print(plan_summary(plan), soft_wrap=True)
+            self._out.print(plan_summary(plan))
 
     def _repack(self, name: str) -> None:
         with progress_display(self._err, progress=self._told, messages=self._warned) as on_progress:
             result = self._database.repack(name, self._options, on_progress=on_progress)
         self._results.append(result.as_json())
         if self._told and not self._as_json:
-            self._out.print(result_summary(result), soft_wrap=not self._out.is_terminal)
+            self._out.print(result_summary(result))

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.console import Console
 
 from pglean.cli.connection import connection_options, interruptible, open_database
+from pglean.cli.display import console
 from pglean.errors import LockNotObtained
 from pglean.options import Options
-from pglean.report import status_table
+from pglean.report import status_lines
 
 
 @click.command("status", short_help="Runs in progress and interrupted ones.")
@@ -26,8 +26,7 @@ def status_command(as_json: bool, **connection: Any) -> None:
     elif not runs:
         click.echo("no run is in progress, none has left anything")
     else:
-        console = Console(highlight=False)
-        console.print(status_table(runs), soft_wrap=not console.is_terminal)
+        console().print(status_lines(runs))
 
 
 @click.command("cleanup", short_help="Undo what interrupted runs have left.")

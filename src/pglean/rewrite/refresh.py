@@ -143,8 +143,8 @@ def _shared(run: Run) -> tuple[int, int]:
         run.reach("refresh: between the halves")
         run.workers.each(shares, partial(half, "insert"))
     except psycopg.Error:
-        # A worker that does not find the snapshot any more is not the cause: this session has been lost, which it notices
-        # as soon as it is used.
+        # A worker that does not find the snapshot any more is not the cause: this session has been lost, which it
+        # notices as soon as it is used.
         run.control.execute("SELECT")
         raise
     return counts["delete"], counts["insert"]

@@ -87,8 +87,9 @@ def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
     except pg.QueryCanceled as error:
         run.server.check()
         raise OverBudget from error
-    except pg.LockNotAvailable as error:
-        # Not the table's lock (`locked` deals with that one) but a catalog row that an open GRANT has updated.
+    except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
+        # Not the table's lock (`locked` deals with that one) but a catalog row that an open GRANT has updated, by
+        # somebody who may be waiting for the table.
         raise OverBudget from error
     finally:
         if started is not None:

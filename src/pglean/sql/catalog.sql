@@ -71,7 +71,8 @@ SELECT c.oid, i.indexrelid, coalesce(c.reloptions, '{}'), pg_total_relation_size
 SELECT i.indexrelid, c.relname,
        array_agg(a.attnum::int ORDER BY k.position),
        array_agg(a.attname::text ORDER BY k.position),
-       array_agg(format_type(coalesce(base.oid, a.atttypid), CASE WHEN base.oid IS NULL THEN a.atttypmod ELSE -1 END) ORDER BY k.position),
+       -- Without its modifier: a key is recorded as it is, also once somebody has made its column wider.
+       array_agg(format_type(coalesce(base.oid, a.atttypid), -1) ORDER BY k.position),
        array_agg(CASE WHEN coll.oid IS NOT NULL THEN quote_ident(cn.nspname) || '.' || quote_ident(coll.collname) END ORDER BY k.position),
        array_agg('OPERATOR(' || quote_ident(opn.nspname) || '.' || op.oprname || ')' ORDER BY k.position),
        array_agg(coalesce(ty.typtype, 'b') IN ('b', 'e') AND ty.typcategory <> 'A'

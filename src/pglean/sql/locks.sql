@@ -4,7 +4,8 @@ SELECT c.oid, c.relkind::text
  WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 
 -- name: blockers
--- Locks of prepared transactions have no pid; their virtual transaction id is -1/xid.
+-- Locks of prepared transactions have no pid. They keep the virtual transaction id of the session that prepared them (or,
+-- after a restart, have -1/xid); what leads to the name is the lock on their own transaction id, held under the same.
 SELECT CASE WHEN l.pid IS NULL
             THEN 'prepared transaction ' || coalesce(quote_literal(p.gid), l.virtualtransaction)
                  || coalesce(' of ' || p.owner || ', prepared ' || date_trunc('second', clock_timestamp() - p.prepared) || ' ago', '')
@@ -16,7 +17,10 @@ SELECT CASE WHEN l.pid IS NULL
        END
   FROM pg_locks l
   LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-  LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND '-1/' || p.transaction::text = l.virtualtransaction
+  LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
+                      AND x.virtualtransaction = l.virtualtransaction
+                      AND x.transactionid IN (SELECT transaction FROM pg_prepared_xacts)
+  LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
  WHERE l.locktype = 'relation' AND l.relation = %(oid)s
    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND l.mode = ANY (%(modes)s) AND l.pid IS DISTINCT FROM pg_backend_pid()

@@ -1,0 +1,606 @@
+"""The command line as a user has it: options, exit statuses, what is said on which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import psycopg
+import pytest
+
+import pglean
+from pglean import cli, pausepoint
+from pglean.embedded import EmbeddedServer
+from tests.conftest import SERVERS
+from tests.servers import Database
+from tests.support import terminal
+from tests.support.client import Client
+from tests.support.stage import Stage
+
+#: Status, standard output, standard error.
+Outcome: TypeAlias = tuple[int, str, str]
+Run: TypeAlias = Callable[..., Outcome]
+
+_SECRET = "open sesame % 41"
+
+
+@pytest.fixture
+def run(stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line in this process, connected by the environment to the stage's database."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PGHOST", str(stage.db.server.socket_dir))
+    monkeypatch.setenv("PGPORT", str(stage.db.server.port))
+    monkeypatch.setenv("PGUSER", "postgres")
+    monkeypatch.setenv("PGDATABASE", stage.db.name)
+
+    def run(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        status = cli.run(arguments)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def in_process(*arguments: str) -> Outcome:
+    """The command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pglean", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def options_of_last_run(stage: Stage) -> dict[str, Any]:
+    value: dict[str, Any] = stage.db.scalar("SELECT options FROM pglean.job ORDER BY id DESC LIMIT 1")
+    return value
+
+
+def table(stage: Stage, name: str) -> None:
+    """One more table, with a key."""
+    stage.db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY); INSERT INTO {name} SELECT generate_series(1, 100)")
+
+
+# ---- what it says of itself
+
+
+@pytest.mark.parametrize("option", ["-?", "--help"])
+def test_help(run: Run, option: str) -> None:
+    status, out, err = run(option)
+    assert (status, err) == (0, "")
+    for command in ("repack", "status", "cleanup", "uninstall", "demo"):
+        assert command in out
+        assert run(command, option)[0] == 0
+    assert "Exit status: 0 done" in run("repack", option)[1]
+
+
+def test_version(run: Run) -> None:
+    for option in ("-V", "--version"):
+        assert run(option) == (0, f"pglean, version {pglean.__version__}\n", "")
+
+
+# ---- a run
+
+
+def test_a_run_in_a_process_of_its_own(stage: Stage, run: Run) -> None:
+    status, out, err = in_process("repack", "-t", "items")
+    assert status == 0, err
+    assert stage.repacked
+    # The result on one stream, progress on the other; neither is a terminal, so both are lines.
+    assert "public.items" in out
+    assert "heap items" in out
+    assert "index items_pkey" in out
+    assert "rows verified" in out
+    assert all(line.startswith("pglean: public.items: ") for line in err.splitlines())
+    assert "pglean: public.items: copying" in err
+    assert "\x1b" not in out + err
+    stage.check()
+
+
+def test_json(stage: Stage, run: Run) -> None:
+    status, out, err = run("repack", "-t", "items", "--json")
+    assert status == 0
+    assert "pglean: public.items: swapping" in err
+    (result,) = json.loads(out)
+    assert result["status"] == "done"
+    assert result["table"] == "public.items"
+    assert result["bytes_after"] < result["bytes_before"]
+    assert result["rows"] == stage.db.scalar("SELECT count(*) FROM items")
+    assert list(result["phases"])[-1] == "analyze"
+    assert result["exclusive_lock_ms"] > 0
+
+
+@pytest.mark.parametrize("option", ["-q", "--quiet"])
+def test_quiet(stage: Stage, run: Run, option: str) -> None:
+    assert run("repack", "-t", "items", option) == (0, "", "")
+    assert stage.repacked
+
+
+def test_elevel(stage: Stage, run: Run) -> None:
+    assert run("repack", "-t", "items", "-E", "warning") == (0, "", "")
+    assert "copying" in run("repack", "-t", "items", "--elevel", "DEBUG")[2]
+    assert run("repack", "-t", "items", "-E", "chatty")[0] == 2
+
+
+def test_options_arrive(stage: Stage, run: Run) -> None:
+    given = {
+        "jobs": ("-j", 3),
+        "wait_timeout_s": ("-T", 7.5),
+        "max_lock_ms": ("--max-lock-time", 700),
+        "lock_timeout_ms": ("--lock-timeout", 70),
+        "chunk_ms": ("--chunk-time", 77),
+        "verify": ("--verify", "full"),
+    }
+    arguments = [str(part) for pair in given.values() for part in pair]
+    assert run("repack", "-q", "-t", "items", *arguments, "-Z", "-D")[0] == 0
+    expected = {name: value for name, (_, value) in given.items()}
+    assert options_of_last_run(stage) == {**expected, "kill_backend": False, "analyze": False}
+
+
+def test_no_analyze(stage: Stage, run: Run) -> None:
+    (result,) = json.loads(run("repack", "-t", "items", "-Z", "--json")[1])
+    assert "analyze" not in result["phases"]
+
+
+def test_verify_none(stage: Stage, run: Run) -> None:
+    status, out, _ = run("repack", "-t", "items", "--verify", "none")
+    assert status == 0
+    assert "rows verified" not in out
+
+
+@pytest.mark.parametrize("option", ["-N", "--dry-run"])
+def test_dry_run(stage: Stage, run: Run, option: str) -> None:
+    status, out, err = run("repack", "-t", "items", option)
+    assert (status, err) == (0, "")
+    assert "public.items would be repacked" in out
+    assert "heap items" in out
+    assert "disk space needed" in out
+    (plan,) = json.loads(run("repack", "-t", "items", option, "--json")[1])
+    assert plan["status"] == "planned"
+    assert plan["key"] == ["id"]
+    assert set(plan["indexes"]) == {"items_pkey", "items_code_key", "items_amount_idx"}
+    assert plan["disk_bytes_needed"] == plan["total_bytes"] == stage.db.scalar("SELECT pg_total_relation_size('items')")
+    assert not stage.repacked
+    assert stage.db.scalar("SELECT to_regnamespace('pglean')") is None
+
+
+def test_echo(stage: Stage, run: Run) -> None:
+    status, out, err = in_process("repack", "-t", "items", "-e", "-q")
+    assert (status, out) == (0, "")
+    for statement in ('LOCK TABLE ONLY "public"."items" IN ACCESS EXCLUSIVE MODE', "CREATE TRIGGER", "COMMIT"):
+        assert statement in err
+
+
+# ---- which tables
+
+
+def test_several_tables(stage: Stage, run: Run) -> None:
+    for name in ("one", '"Two, Too"', '"it""s"', '"it\'s"', '"[red]x[/red]"', '"100%"'):
+        table(stage, name)
+    stage.db.execute('CREATE SCHEMA "My Schema"; ALTER TABLE one SET SCHEMA "My Schema"')
+    status, out, err = run(
+        "repack", "-q", "-t", '"Two, Too", "it""s"', "-t", "\"it's\"", "--table", '"[red]x[/red]",items', "-t",
+        '"My Schema".one', "-t", '"100%"', "--json",
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    assert [result["table"] for result in json.loads(out)] == [
+        'public."Two, Too"',
+        'public."it""s"',
+        'public."it\'s"',
+        'public."[red]x[/red]"',
+        "public.items",
+        '"My Schema".one',
+        'public."100%"',
+    ]
+    status, out, err = run("repack", "-t", '"[red]x[/red]"')
+    assert status == 0
+    assert '"[red]x[/red]"' in out
+    assert '"[red]x[/red]"' in err
+
+
+def test_same_table_twice_is_done_once(stage: Stage, run: Run) -> None:
+    assert len(json.loads(run("repack", "-q", "-t", "items,items", "-t", "items", "--json")[1])) == 1
+    # What refuses it is told, once.
+    stage.db.execute("CREATE TABLE keyless (n int)")
+    status, _, err = run("repack", "-t", "keyless,keyless")
+    assert status == 3
+    assert "has no primary key" in err
+
+
+def test_some_of_several_refused(stage: Stage, run: Run) -> None:
+    stage.db.execute("CREATE TABLE keyless (n int); CREATE VIEW overview AS SELECT 1")
+    status, out, err = run("repack", "-q", "-t", "keyless,items,overview,absent")
+    assert (status, out) == (9, "")
+    assert stage.repacked
+    assert "pglean: error: 3 of 4 tables were not repacked" in err
+    for line in (
+        "DETAIL:  keyless: public.keyless has no primary key",
+        "overview: public.overview is a view, not a table",
+        'absent: relation "absent" does not exist',
+    ):
+        assert line in err
+    status, out, err = run("repack", "-q", "-t", "keyless,items", "--json")
+    assert status == 9
+    refused, done = json.loads(out)
+    assert (refused["status"], refused["exit_status"], done["status"]) == ("failed", 3, "done")
+    assert refused["findings"][0]["code"] == "no-key"
+
+
+# ---- exit statuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["repack"], "no table was named"),
+        (["repack", "-t", ""], "no table was named"),
+        (["repack", "-t", "absent"], 'relation "absent" does not exist'),
+        (["repack", "-t", "a.b.c.d"], "invalid table name: a.b.c.d"),
+        (["repack", "-t", "items", "-j", "0"], "invalid value for option --jobs: 0"),
+        (["repack", "-t", "items", "-j", "two"], "'two' is not a valid integer"),
+        (["repack", "-t", "items", "--max-lock-time", "1"], "invalid value for option --max-lock-time: 1"),
+        (["repack", "-t", "items", "--lock-timeout", "0"], "invalid value for option --lock-timeout: 0"),
+        (["repack", "-t", "items", "--chunk-time", "1"], "invalid value for option --chunk-time: 1"),
+        (["repack", "-t", "items", "-T", "-1"], "invalid value for option --wait-timeout: -1"),
+        (["repack", "-t", "items", "-T", "nan"], "invalid value for option --wait-timeout: nan"),
+        (["repack", "-t", "items", "--verify", "twice"], "'twice' is not one of"),
+        (["repack", "-t", "items", "-D", "--kill-backend"], "exclude each other"),
+        (["repack", "-t", "items", "-d", "one", "two"], "two databases were named"),
+        (["repack", "-t", "items", "nonsense=1"], "invalid connection parameters"),
+        (["repack", "-h"], "requires an argument"),
+        (["repack", "--nonsense"], "No such option"),
+        (["nonsense"], "No such command"),
+        (["cleanup", "-T", "-1"], "invalid value for option --wait-timeout: -1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_usage_errors(stage: Stage, run: Run, arguments: list[str], message: str) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not stage.repacked
+
+
+def test_status_1_where_something_unexpected_fails(stage: Stage, run: Run) -> None:
+    def fail() -> None:
+        raise RuntimeError("boom")
+
+    with pausepoint.intercept("copy: in a chunk", fail):
+        status, out, err = run("repack", "-q", "-t", "items")
+    assert (status, out) == (1, "")
+    assert "pglean: error: unexpected error: RuntimeError('boom')" in err
+    stage.check()
+
+
+def test_status_3_where_preflight_refuses(stage: Stage, run: Run) -> None:
+    stage.db.execute("CREATE UNLOGGED TABLE keyless (n int)")
+    status, out, err = run("repack", "-t", "keyless")
+    assert (status, out) == (3, "")
+    assert "cannot be repacked for 2 reasons" in err
+    assert "has no primary key" in err
+    assert "is an unlogged table" in err
+    assert stage.db.scalar("SELECT to_regnamespace('pglean')") is None
+
+
+def test_status_4_where_the_lock_is_not_to_be_had(stage: Stage, run: Run) -> None:
+    with stage.db.connect(application_name="blocker") as blocker:
+        blocker.execute("BEGIN; LOCK TABLE items IN ROW EXCLUSIVE MODE")
+        arguments = ("repack", "-q", "-t", "items", "-T", "0.2", "--lock-timeout", "20")
+        for more in ((), ("-D",), ("--no-kill-backend",)):
+            status, out, err = run(*arguments, *more)
+            assert (status, out) == (4, "")
+            assert "could not lock table public.items within 0.2 s" in err
+            assert f"Blocked by pid {blocker.info.backend_pid} (postgres, blocker, idle in transaction" in err
+        blocker.execute("COMMIT")
+        stage.check()
+
+        # Only who asks for it gets others out of his way.
+        blocker.execute("BEGIN; LOCK TABLE items IN ROW EXCLUSIVE MODE")
+        assert run(*arguments, "--kill-backend") == (0, "", "")
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            blocker.execute("COMMIT")
+    assert stage.repacked
+    stage.check()
+
+
+def test_status_5_where_the_server_is_out_of_reach(run: Run, tmp_path: Path) -> None:
+    for command in (["repack", "-t", "items"], ["status"], ["cleanup"], ["uninstall"]):
+        status, out, err = run(*command, "-h", str(tmp_path))
+        assert (status, out) == (5, "")
+        assert "pglean: error: " in err
+    assert run("status", "absent database")[0] == 5
+
+
+def test_status_5_where_the_connection_is_lost(stage: Stage, run: Run) -> None:
+    def terminate() -> None:
+        for pid in stage.sessions():
+            stage.db.scalar("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+    table(stage, "other")
+    with pausepoint.intercept("phase: copying", terminate):
+        status, out, err = run("repack", "-q", "-t", "items", "--json")
+        assert status == 5
+        assert [result["status"] for result in json.loads(out)] == ["failed"]
+        assert "connection to the server was lost" in err
+        # With a server that is not there, the others are not even begun.
+        status, out, err = run("repack", "-q", "-t", "items,other")
+        assert (status, out) == (9, "")
+        assert "other: not begun" in err
+    stage.check()
+
+
+def test_status_6_where_the_table_is_changed(stage: Stage, run: Run) -> None:
+    with pausepoint.intercept("phase: ready", lambda: stage.db.execute("ALTER TABLE items ADD COLUMN late int")):
+        status, out, err = run("repack", "-q", "-t", "items")
+    assert (status, out) == (6, "")
+    assert "table public.items was changed by another session" in err
+    assert "DETAIL:  Changed: columns." in err
+    assert stage.status() == []
+    assert not stage.repacked
+
+
+def test_status_7_where_the_verification_fails(stage: Stage, run: Run) -> None:
+    def lose_a_row() -> None:
+        job = stage.db.scalar("SELECT max(id) FROM pglean.job")
+        stage.db.execute(f"DELETE FROM pglean.shadow_{job} WHERE id = 8")
+
+    with pausepoint.intercept("phase: verifying", lose_a_row):
+        status, out, err = run("repack", "-q", "-t", "items")
+    assert (status, out) == (7, "")
+    assert "verification of public.items failed" in err
+    assert "Nothing was swapped" in err
+    stage.check()
+    assert not stage.repacked
+
+
+def test_status_8_where_interrupted(stage: Stage, run: Run) -> None:
+    table(stage, "other")
+    before = signal.getsignal(signal.SIGTERM)
+    with pausepoint.intercept("copy: in a chunk", lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        status, out, err = run("repack", "-q", "-t", "items,other", "--json")
+    assert status == 8
+    assert [result["message"] for result in json.loads(out)] == [
+        "interrupted by SIGTERM",
+        "not begun: the run before it was ended",
+    ]
+    assert "pglean: error: interrupted by SIGTERM" in err
+    assert signal.getsignal(signal.SIGTERM) is before
+    stage.check()
+
+
+# ---- status, cleanup, uninstall
+
+
+def test_nothing_to_do_is_said(stage: Stage, run: Run) -> None:
+    assert run("status") == (0, "no run is in progress, none has left anything\n", "")
+    assert run("status", "--json") == (0, "[]\n", "")
+    assert run("cleanup") == (0, "nothing to clean up\n", "")
+    assert run("cleanup", "--json") == (0, "[]\n", "")
+    assert run("uninstall") == (0, "there is no schema pglean\n", "")
+
+
+def test_status_of_running_and_interrupted(stage: Stage, run: Run) -> None:
+    arguments = ["repack", "-q", "-t", "items", stage.db.conninfo]
+    with Client(arguments, ["phase: ready"]) as client:
+        client.await_line("phase: ready")
+        status, out, err = run("status")
+        assert (status, err) == (0, "")
+        for text in ("public.items", "running", "ready"):
+            assert text in out
+        (found,) = json.loads(run("status", "--json")[1])
+        assert found["state"] == "running"
+        assert found["phase"] == "ready"
+        assert found["table"] == "items"
+        assert found["shadow_bytes"] > 0
+
+        status, out, err = run("uninstall")
+        assert (status, out) == (1, "")
+        assert "1 runs are not over" in err
+        client.kill()
+    stage.deserted()
+    assert "interrupted" in run("status")[1]
+    (found,) = json.loads(run("status", "--json")[1])
+    assert found["state"] == "interrupted"
+    assert run("uninstall")[0] == 1
+    status, out, err = run("cleanup", "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == [{"job": found["id"], "table": "public.items", "remains": []}]
+    stage.check()
+    assert run("uninstall") == (0, "schema pglean dropped\n", "")
+    assert stage.db.scalar("SELECT to_regnamespace('pglean')") is None
+
+
+def test_a_schema_of_somebody_else_is_left_alone(stage: Stage, run: Run) -> None:
+    stage.db.execute("CREATE SCHEMA pglean; CREATE TABLE pglean.precious (n int)")
+    for command, expected in (("status", 1), ("cleanup", 1), ("uninstall", 1), ("repack", 3)):
+        status, out, err = run(command, *(["-t", "items"] if command == "repack" else []))
+        assert (status, out) == (expected, "")
+        assert 'there is a schema "pglean" that is not ours' in err
+    assert stage.db.scalar("SELECT count(*) FROM pglean.precious") == 0
+
+
+def test_ordinary_roles_are_told_what_is_missing(stage: Stage, run: Run) -> None:
+    stage.db.execute("DROP ROLE IF EXISTS nobody_special; CREATE ROLE nobody_special LOGIN")
+    assert run("repack", "-q", "-t", "items")[0] == 0
+    status, out, err = run("repack", "-t", "items", "-U", "nobody_special")
+    assert (status, out) == (3, "")
+    assert 'role "nobody_special" is not a superuser' in err
+    for command in ("status", "cleanup", "uninstall"):
+        status, out, err = run(command, "-U", "nobody_special")
+        assert (status, out) == (1, "")
+        assert "permission denied for schema pglean" in err
+
+
+# ---- connections
+
+
+def test_connection_by_options(stage: Stage, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = stage.db
+    for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE"):
+        monkeypatch.delenv(name)
+    where = ["-h", str(db.server.socket_dir), "-p", str(db.server.port), "-U", "postgres"]
+    uri = f"postgresql://postgres@127.0.0.1:{db.server.port}/{db.name}"
+    for connection in (
+        [*where, "-d", db.name],
+        [*where, "--dbname", db.name, "-w"],
+        [*where, "--no-password", db.name],
+        ["--host", "127.0.0.1", "--port", str(db.server.port), "--username", "postgres", db.name],
+        [db.conninfo],
+        ["-d", db.conninfo],
+        [uri],
+        ["-d", uri],
+        # As with psql, options win over what the URI says.
+        [uri.replace("postgres@", "nobody@"), "-U", "postgres"],
+    ):
+        assert run("status", *connection) == (0, "no run is in progress, none has left anything\n", "")
+    assert run("repack", "-q", "-t", "items", uri) == (0, "", "")
+    assert stage.repacked
+
+
+def test_connection_by_service(stage: Stage, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    services = tmp_path / "pg_service.conf"
+    lines = [
+        "[shop]",
+        f"host={stage.db.server.socket_dir}",
+        f"port={stage.db.server.port}",
+        f"dbname={stage.db.name}",
+        "user=postgres",
+    ]
+    services.write_text("\n".join(lines) + "\n")
+    for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    assert run("status", "service=shop")[0] == 0
+    monkeypatch.setenv("PGSERVICE", "shop")
+    assert run("status")[0] == 0
+    assert run("status", "service=absent")[0] in {2, 5}
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Database]:
+    """A server that asks for a password."""
+    if not SERVERS:
+        pytest.fail("no PostgreSQL server to test with")
+    with EmbeddedServer(list(SERVERS.values())[-1]) as server:
+        db = Database(server, "postgres")
+        db.execute(f"SET password_encryption = 'scram-sha-256'; CREATE ROLE admin SUPERUSER LOGIN PASSWORD '{_SECRET}'")
+        db.execute("CREATE TABLE items (id int PRIMARY KEY)")
+        (server.datadir / "pg_hba.conf").write_text("local all postgres trust\nhost all all all scram-sha-256\n")
+        db.execute("SELECT pg_reload_conf()")
+        yield db
+        db.close()
+
+
+@pytest.fixture
+def ask(guarded: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options for that server, without the password; the environment has nothing to add."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PGPASSFILE", os.devnull)
+    return ["-h", "127.0.0.1", "-p", str(guarded.server.port), "-U", "admin", "-d", "postgres"]
+
+
+def hidden(guarded: Database, *texts: str) -> None:
+    """The password is in none of these, nor in the server's log."""
+    for text in (*texts, guarded.server.log_path.read_text(errors="replace")):
+        assert _SECRET not in text
+        assert "sesame" not in text
+
+
+def test_password_from_a_file(
+    guarded: Database, ask: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "pgpass"
+    file.write_text(f"127.0.0.1:*:*:admin:{_SECRET}\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(file))
+    status, out, err = in_process("repack", "-t", "items", "-e", *ask)
+    assert status == 0, err
+    assert "CREATE TRIGGER" in err
+    hidden(guarded, out, err)
+
+
+def test_password_from_environment_and_uri(guarded: Database, ask: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"postgresql://admin:{_SECRET.replace('%', '%25').replace(' ', '%20')}@127.0.0.1:{ask[3]}/postgres"
+    status, out, err = in_process("repack", "-t", "items", "-e", "--json", uri)
+    assert status == 0, err
+    hidden(guarded, out, err)
+    monkeypatch.setenv("PGPASSWORD", _SECRET)
+    assert in_process("repack", "-t", "items", "-q", *ask) == (0, "", "")
+
+
+def test_missing_or_wrong_password(guarded: Database, ask: list[str]) -> None:
+    for option in ([], ["-w"]):
+        status, out, err = in_process("status", *option, *ask)
+        assert (status, out) == (5, "")
+        assert "no password supplied" in err
+    for uri in (
+        "postgresql://admin:sesame@127.0.0.1:{}/postgres",
+        # None of these is understood.
+        "postgresql://admin:sesame%zz@127.0.0.1:{}/postgres",
+        "postgresql://admin:sesame@127.0.0.1:{}:sesame/postgres",
+        "user=admin password='sesame port={}",
+        "user=admin password sesame port={}",
+    ):
+        for more in ([], ["-d", uri.format(ask[3])]):
+            status, out, err = in_process("status", uri.format(ask[3]), *more)
+            assert status in {2, 5}
+            assert "Traceback" not in err
+            hidden(guarded, out, err)
+
+
+def test_password_asked_for_on_a_terminal(guarded: Database, ask: list[str]) -> None:
+    for option in ([], ["-W"], ["--password"]):
+        status, shown = terminal.run(["status", *option, *ask], answers={"Password:": _SECRET})
+        assert status == 0, shown
+        assert "no run is in progress" in shown
+        hidden(guarded, shown)
+    status, shown = terminal.run(["status", "-w", *ask])
+    assert status == 5
+    assert "Password:" not in shown
+    status, shown = terminal.run(["status", *ask], answers={"Password:": "sesame"})
+    assert status == 5
+    hidden(guarded, shown)
+
+
+# ---- the live display
+
+
+def test_live_display(stage: Stage, run: Run) -> None:
+    name = '"[red]x[/red] Ä"'
+    table(stage, name)
+    status, shown = terminal.run(["repack", "-t", name])
+    assert status == 0, shown
+    assert "repacking " in shown
+    assert "copying" in shown
+    assert "\x1b[" in shown
+    assert f"public.{name}" in shown
+    assert "exclusive lock" in shown
+    status, shown = terminal.run(["repack", "-t", name, "-t", "items", "-N"])
+    assert status == 0
+    assert f"public.{name} would be repacked" in shown
+    status, shown = terminal.run(["repack", "-q", "-t", name])
+    assert (status, shown) == (0, "")
+
+
+def test_errors_on_a_terminal(stage: Stage, run: Run) -> None:
+    stage.db.execute('CREATE TABLE "[bold]keyless[/bold]" (n int)')
+    status, shown = terminal.run(["repack", "-t", '"[bold]keyless[/bold]"'])
+    assert status == 3
+    assert 'pglean: error: public."[bold]keyless[/bold]" has no primary key' in shown
+
+
+def test_status_on_a_terminal(stage: Stage, run: Run) -> None:
+    table(stage, '"[red]x[/red]"')
+    with Client(["repack", "-q", "-t", '"[red]x[/red]"', stage.db.conninfo], ["phase: ready"]) as client:
+        client.await_line("phase: ready")
+        status, shown = terminal.run(["status"])
+        assert status == 0
+        assert "[red]x" in shown
+        assert "running" in shown

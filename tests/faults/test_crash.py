@@ -1,0 +1,61 @@
+"""The server crashes, and comes back."""
+
+from __future__ import annotations
+
+import pytest
+
+from pglean import cli
+from pglean.errors import ConnectionLost
+from tests.faults.test_client import stopped
+from tests.support.fault import Fault, assert_told, repack
+from tests.support.points import COMMITTED
+from tests.support.stage import Stage
+
+_POINTS = ("capture: before the commit", "copy: in a chunk", "phase: ready", "swap: before the commit", COMMITTED)
+
+
+def crash(stage: Stage, *, flushed: bool = True) -> None:
+    """Stop the server as a crash does: right after everything was brought to the disk, or losing the last moments."""
+    if flushed:
+        stage.db.execute("SELECT pg_logical_emit_message(true, 'test', '')")
+    # The session of the test would not know.
+    stage.db.close()
+    stage.db.server.stop("immediate")
+
+
+@pytest.mark.parametrize("point", _POINTS)
+def test_run_outlives_the_crash_and_undoes(stage: Stage, point: str) -> None:
+    def crash_and_recover() -> None:
+        crash(stage)
+        stage.db.server.start()
+
+    fault = Fault(point, crash_and_recover)
+    assert_told(stage, repack(stage, fault), ConnectionLost.exit_status)
+    assert fault.struck
+    stage.check()
+
+
+@pytest.mark.parametrize("flushed", [True, False], ids=["flushed", "lossy"])
+@pytest.mark.parametrize("point", _POINTS)
+def test_nobody_outlives_the_crash(stage: Stage, point: str, flushed: bool) -> None:
+    with stopped(stage, point) as client:
+        crash(stage, flushed=flushed)
+        client.kill()
+    stage.db.server.start()
+    stage.write()
+    stage.compare()
+    # What the run did in its last moments may be lost with the crash, all of it together: its row as well.
+    assert cli.run(["cleanup", stage.db.conninfo]) == 0
+    stage.check()
+
+
+def test_server_that_stays_away_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pglean.rewrite.pipeline._RECONNECT_S", 1.0)
+    outcome = repack(stage, Fault("phase: ready", lambda: crash(stage)))
+    assert isinstance(outcome, ConnectionLost)
+    assert "Undoing failed as well" in str(outcome)
+    assert "`pglean cleanup` undoes it" in str(outcome)
+    assert cli.run(["status", stage.db.conninfo]) == 5
+    stage.db.server.start()
+    assert cli.run(["cleanup", stage.db.conninfo]) == 0
+    stage.check()
