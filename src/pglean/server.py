@@ -38,6 +38,10 @@ SETTINGS: dict[str, str] = {
     "idle_session_timeout": "0",
     # A statement whose client was killed ends within this time, not after hours.
     "client_connection_check_interval": "2s",
+    # One whose packets are silently dropped on the way ends within two minutes.
+    "tcp_keepalives_idle": "60",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "6",
     # A superuser sees all rows anyway; were it ever not so, an error is better than a part of the table.
     "row_security": "off",
     "default_transaction_isolation": "read committed",

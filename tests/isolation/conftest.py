@@ -31,11 +31,17 @@ def shared(server: EmbeddedServer) -> Iterator[Database]:
 
 
 @pytest.fixture
-def play(shared: Database) -> Iterator[Play]:
-    """A table ``t`` with its model ``m``, in a database that was emptied."""
+def emptied(shared: Database) -> Iterator[Database]:
+    """That database, with nothing left in it of the test before."""
     empty(shared)
-    yield Play(shared)
+    yield shared
     shared.close()
+
+
+@pytest.fixture
+def play(emptied: Database) -> Play:
+    """A table ``t`` with its model ``m``, in a database that was emptied."""
+    return Play(emptied)
 
 
 def empty(db: Database) -> None:

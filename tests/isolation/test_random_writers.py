@@ -15,7 +15,8 @@ from pglean import pausepoint
 from pglean.rewrite import copy, refresh
 from tests.servers import Database
 from tests.support import oracle
-from tests.support.writers import Spec, Writers
+from tests.support.model import Spec
+from tests.support.writers import Writers
 
 #: Where the run stands still until the writers have gone on; at none of them does it keep them from writing.
 POINTS = (

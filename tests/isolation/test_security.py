@@ -146,7 +146,8 @@ class Mallory:
 
 
 @pytest.fixture
-def mallory(db: Database) -> Iterator[Mallory]:
+def mallory(emptied: Database) -> Iterator[Mallory]:
+    db = emptied
     db.execute("CREATE ROLE mallory LOGIN; GRANT CREATE ON SCHEMA public TO mallory")
     try:
         yield Mallory(db)

@@ -31,7 +31,7 @@ def race(inflow: float, per_record_s: float, start: int, rounds: int) -> tuple[F
         for number in range(1, rounds + 1):
             seconds = records * per_record_s + 0.001
             clock.now += seconds
-            flow.learn(Round(records, seconds, records, records))
+            flow.learn(Round(records, seconds))
             if flow.calm() or flow.fits(1000):
                 return flow, number
             records = int(inflow * seconds)

@@ -40,14 +40,18 @@ def cleanup_command(wait_timeout: float, lock_timeout: int, as_json: bool, **con
     options = Options(wait_timeout_s=wait_timeout, lock_timeout_ms=lock_timeout)
     with interruptible(database):
         swept = database.cleanup(options)
+        claimed = [run for run in database.status() if run.state == "running"]
     if as_json:
         click.echo(
             json.dumps(
                 [{"job": run.id, "table": f"{run.schema}.{run.table}", "remains": remains} for run, remains in swept]
             )
         )
-    elif not swept:
+    elif not swept and not claimed:
         click.echo("nothing to clean up")
+    for run in claimed:
+        # Also one whose client was killed a moment ago: its session ends within seconds.
+        click.echo(f"job {run.id} on {run.schema}.{run.table}: a session works on it, left alone", err=as_json)
     for run, remains in swept:
         if not as_json and not remains:
             click.echo(f"job {run.id} on {run.schema}.{run.table}: cleaned up")

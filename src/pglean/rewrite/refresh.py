@@ -22,6 +22,7 @@ Locks: ACCESS SHARE on the table during a round, none in between.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -51,9 +52,6 @@ class Round:
     records: int
     #: Of the refresh itself, from its snapshot to its commit.
     seconds: float
-    #: Rows the shadow lost and won.
-    deleted: int
-    inserted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,50 +102,46 @@ def round_(run: Run, *, then: partial[None] | None = None) -> Round:
         # This is S, if `step` has not taken it already: all statements of this transaction see the same.
         records = waiting(conn, run)
         if records >= _SHARED_FROM and run.workers.count > 1 and _key(run).hashable and then is None:
-            deleted, inserted = _shared(run)
+            _shared(run)
             consumed = _consume(run, conn)
         else:
-            deleted, inserted, consumed = within(run, conn, records)
+            consumed = within(run, conn, records)
         if then is not None:
             then()
         run.reach("refresh: before the commit")
     run.reporter.applied(consumed, 0)
-    return Round(consumed, time.monotonic() - started, deleted, inserted)
+    return Round(consumed, time.monotonic() - started)
 
 
-def within(run: Run, conn: Connection, records: int) -> tuple[int, int, int]:
-    """Refresh in the open transaction, by this session alone; returns rows deleted, rows inserted, records taken.
+def within(run: Run, conn: Connection, records: int) -> int:
+    """Refresh in the open transaction, by this session alone; returns the records taken.
 
     On entry: the transaction is REPEATABLE READ, or holds a lock that keeps writers away.
     """
     if records == 0:
-        return 0, 0, 0
-    deleted = _delete(run, conn, "c", None)
-    inserted = _insert(run, conn, "c", None)
-    return deleted, inserted, _consume(run, conn)
+        return 0
+    _delete(run, conn, "c", None)
+    _insert(run, conn, "c", None)
+    return _consume(run, conn)
 
 
-def _shared(run: Run) -> tuple[int, int]:
+def _shared(run: Run) -> None:
     snapshot = scalar(run.control, "SELECT pg_catalog.pg_export_snapshot()")
     shares = [Share(number, run.workers.count) for number in range(run.workers.count)]
-    counts: dict[str, int] = {"delete": 0, "insert": 0}
 
-    def half(what: str, conn: Connection, worker: str, share: Share) -> None:
-        act = _delete if what == "delete" else _insert
+    def half(act: Callable[[Run, Connection, str, Share], None], conn: Connection, worker: str, share: Share) -> None:
         with run.step(conn, snapshot=snapshot):
-            count = act(run, conn, worker, share)
-        counts[what] += count
+            act(run, conn, worker, share)
 
     try:
-        run.workers.each(shares, partial(half, "delete"))
+        run.workers.each(shares, partial(half, _delete))
         run.reach("refresh: between the halves")
-        run.workers.each(shares, partial(half, "insert"))
+        run.workers.each(shares, partial(half, _insert))
     except psycopg.Error:
         # A worker that does not find the snapshot any more is not the cause: this session has been lost, which it
         # notices as soon as it is used.
         run.control.execute("SELECT")
         raise
-    return counts["delete"], counts["insert"]
 
 
 def vacuum_changes(run: Run) -> None:
@@ -192,8 +186,8 @@ def _in_share(run: Run, share: Share) -> sql.Composed:
     )
 
 
-def _delete(run: Run, conn: Connection, worker: str, share: Share | None) -> int:
-    return guard.execute(
+def _delete(run: Run, conn: Connection, worker: str, share: Share | None) -> None:
+    guard.execute(
         conn,
         run.table,
         worker,
@@ -201,9 +195,9 @@ def _delete(run: Run, conn: Connection, worker: str, share: Share | None) -> int
     )
 
 
-def _insert(run: Run, conn: Connection, worker: str, share: Share | None) -> int:
+def _insert(run: Run, conn: Connection, worker: str, share: Share | None) -> None:
     names, values = columns(run.table)
-    return guard.execute(
+    guard.execute(
         conn,
         run.table,
         worker,

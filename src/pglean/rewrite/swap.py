@@ -104,7 +104,7 @@ def _exchange(run: Run, conn: Connection, budget: Budget) -> None:
     run.check(conn)
     budget.limit()
     records = refresh.waiting(conn, run)
-    _, _, consumed = refresh.within(run, conn, records)
+    consumed = refresh.within(run, conn, records)
     run.reporter.applied(consumed, 0)
     run.reach("swap: before the exchange")
     shadow = int(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.oid", (f"{SCHEMA}.{run.job.shadow_name}",)))
