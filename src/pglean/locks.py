@@ -86,11 +86,42 @@ class Policy:
 
     lock_timeout_ms: int
     wait_timeout_s: float
+    #: For locks that keep writers away.
+    max_lock_ms: int
     kill_backend: bool
 
     @classmethod
     def of(cls, options: Options) -> Policy:
-        return cls(options.lock_timeout_ms, options.wait_timeout_s, options.kill_backend)
+        return cls(options.lock_timeout_ms, options.wait_timeout_s, options.max_lock_ms, options.kill_backend)
+
+
+class OverBudget(Exception):
+    """The lock would have to be held for too long: it was released, nothing was changed. Its text says why."""
+
+
+class Hold:
+    """A lock that is held, and what is left of the time for which it may be.
+
+    The limit is kept by the server, not by our good will: a statement that takes longer is cancelled there, and a
+    client that hangs between two is thrown out.
+    """
+
+    def __init__(self, conn: Connection, limit_ms: int) -> None:
+        self._conn, self._limit_ms = conn, limit_ms
+        self._started = time.monotonic()
+        conn.execute(sql.SQL("SET LOCAL idle_in_transaction_session_timeout = {}").format(sql.Literal(limit_ms)))
+        self.limit()
+
+    @property
+    def spent_ms(self) -> float:
+        return (time.monotonic() - self._started) * 1000
+
+    def limit(self) -> None:
+        """Bound the next statement by what is left; raises `OverBudget` where nothing is."""
+        left = int(self._limit_ms - self.spent_ms)
+        if left <= 0:
+            raise OverBudget(f"What was to be done did not fit into {self._limit_ms} ms.")
+        self._conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(left)))
 
 
 class Patience:
@@ -180,6 +211,15 @@ def lock_shadow(conn: Connection, shadow: sql.Identifier) -> None:
     conn.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(shadow))
 
 
+def lock_types(conn: Connection) -> None:
+    """Keep types from being made, renamed or dropped until the end of the open transaction, which must be a short one.
+
+    For reading type names that somebody else could exchange. Raises psycopg's LockNotAvailable after 200 ms.
+    """
+    conn.execute("SET LOCAL lock_timeout = '200ms'")
+    conn.execute("LOCK TABLE pg_catalog.pg_type IN SHARE MODE")
+
+
 def _renamed(table: Table) -> TableChanged:
     return TableChanged(
         f"table {table.qualified_name} was renamed, dropped or replaced by another session",
@@ -198,14 +238,18 @@ def locked(
     repeatable: bool = False,
     snapshot: str | None = None,
     between: Callable[[], None] | None = None,
-) -> Iterator[None]:
+) -> Iterator[Hold | None]:
     """A transaction that holds `mode` on the table, committed at the end of the block, rolled back where it raises.
 
     On entry: no transaction. On exit: none, no lock.
     In a REPEATABLE READ transaction the snapshot is taken *after* the lock, by the first statement of the block:
     LOCK TABLE itself takes none, and what precedes it here reads nothing.
     `between` is called after a pause, with no transaction open, before the next attempt.
-    Raises `LockNotObtained`, `TableChanged`, `Interrupted`.
+    Yields the `Hold` of a lock that keeps writers away, None for ACCESS SHARE.
+    With an imported snapshot there is one attempt only (psycopg's LockNotAvailable): whoever exported it holds a lock
+    on the table himself, and an ALTER TABLE that waits for that one would keep this one waiting, and all readers
+    with it.
+    Raises `LockNotObtained`, `OverBudget`, `TableChanged`, `Interrupted`.
     """
     while True:
         server.check()
@@ -216,6 +260,8 @@ def locked(
             lock_here(conn, table, mode, patience.policy.lock_timeout_ms)
         except (pg.LockNotAvailable, pg.DeadlockDetected):
             conn.execute("ROLLBACK")
+            if snapshot is not None:
+                raise
             blockers = blockers_of(conn, table.oid, mode)
             patience.escalate(conn, table, mode)
             patience.pause(table, mode, "The lock was not to be had.", blockers)
@@ -228,10 +274,16 @@ def locked(
             raise
         break
     try:
-        yield
-    except BaseException:
+        hold = None if mode is Mode.ACCESS_SHARE else Hold(conn, patience.policy.max_lock_ms)
+        yield hold
+        if hold is not None:
+            hold.limit()
+    except BaseException as error:
         with contextlib.suppress(psycopg.Error):
             conn.execute("ROLLBACK")
+        if isinstance(error, pg.QueryCanceled) and mode is not Mode.ACCESS_SHARE:
+            server.check()
+            raise OverBudget(f"What was to be done did not fit into {patience.policy.max_lock_ms} ms.") from error
         raise
     conn.execute("COMMIT")
 

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, LiteralString, TypeAlias
 
@@ -44,6 +45,13 @@ SETTINGS: dict[str, str] = {
     "tcp_keepalives_count": "6",
     # A superuser sees all rows anyway; were it ever not so, an error is better than a part of the table.
     "row_security": "off",
+    # A damaged page must be an error, not an empty page whose rows the copy then lacks.
+    "zero_damaged_pages": "off",
+    "ignore_checksum_failure": "off",
+    # Without it, a chunk would read the whole table for its range of blocks.
+    "enable_tidscan": "on",
+    # The guard reads the table through a view.
+    "restrict_nonsystem_relation_kind": "",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
@@ -63,11 +71,6 @@ SETTINGS: dict[str, str] = {
     "client_min_messages": "warning",
     "default_table_access_method": "heap",
 }
-
-#: Since which server version a setting of the above exists.
-_SINCE = {"transaction_timeout": 170000}
-#: Settings of the above that only a superuser may set.
-_SUPERUSERS = frozenset({"session_replication_role"})
 
 
 class _Cursor(psycopg.Cursor[TupleRow]):
@@ -109,7 +112,8 @@ class Server:
         self._open: set[Connection] = set()
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
-        self._reason = ""
+        self._reason: PgleanError = Interrupted("interrupted")
+        self._postponed: PgleanError | None = None
         self._shielded = False
         with self.connect("preflight") as conn:
             self.capabilities = _capabilities(conn, self._search_path)
@@ -161,35 +165,54 @@ class Server:
         except psycopg.Error as error:
             conn.close()
             raise translate(error) from error
+        except UsageError:
+            conn.close()
+            raise
         return conn
 
     def _make_safe(self, conn: Connection) -> None:
-        version = conn.info.server_version
-        # Who may not set it is refused later, with all that stands in the way (`checks`); here he must get in.
-        barred = frozenset() if conn.info.parameter_status("is_superuser") == "on" else _SUPERUSERS
-        names = [name for name in SETTINGS if version >= _SINCE.get(name, 0) and name not in barred]
         self._search_path = str(_one(conn, "SELECT pg_catalog.current_setting('search_path')"))
+        # Not every version has every setting. Who may not set some is refused later, with all that stands in the way
+        # (`checks`); here he must get in.
         conn.execute(
-            "SELECT pg_catalog.set_config(name, value, false)"
+            "SELECT pg_catalog.set_config(s.name, s.value, false)"
             " FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]))"
-            " AS s(name, value)",
-            (names, [SETTINGS[name] for name in names]),
+            " AS s(name, value)"
+            " JOIN pg_catalog.pg_settings AS p ON p.name OPERATOR(pg_catalog.=) s.name"
+            " WHERE p.context OPERATOR(pg_catalog.=) 'user'"
+            " OR pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'",
+            (list(SETTINGS), list(SETTINGS.values())),
         )
+        if _one(conn, "SELECT pg_catalog.pg_backend_pid()") != conn.info.backend_pid:
+            raise UsageError(
+                "the connection goes through a pooler",
+                detail="Settings, locks and snapshots of a session must stay with one server process.",
+                hint="Connect to the server itself.",
+            )
         # A name in another encoding must reach the server as it was read from it.
         conn.execute("SET client_encoding TO 'UTF8'")
 
     # ---- interruption
 
     def cancel(self, reason: str) -> None:
-        """End whatever sessions of ours do, now and later, until `shielded`. Returns at once.
+        """End whatever sessions of ours do, now and later: the user wants it. Returns at once.
 
         Not to be called from a signal handler: it takes locks that the interrupted thread may hold.
         A cancel request that arrives while a session is between two statements has no effect, so it is repeated.
         """
-        if self._cancelled.is_set() or self._shielded:
-            return
-        self._reason = reason
-        self._cancelled.set()
+        self.abort(Interrupted(f"interrupted by {reason}"))
+
+    def abort(self, error: PgleanError) -> None:
+        """The same, for another reason: `error` is what every later step raises."""
+        with self._lock:
+            if self._shielded:
+                # What is being undone goes on; what would come after it does not begin.
+                self._postponed = self._postponed or error
+                return
+            if self._cancelled.is_set():
+                return
+            self._reason = error
+            self._cancelled.set()
         threading.Thread(target=self._keep_cancelling, name="pglean cancel", daemon=True).start()
 
     def _keep_cancelling(self) -> None:
@@ -206,27 +229,29 @@ class Server:
 
     @contextlib.contextmanager
     def shielded(self) -> Iterator[None]:
-        """For undoing: an earlier `cancel` is over, a later one has no effect before the end of the block."""
-        self._shielded = True
-        self._cancelled.clear()
+        """For undoing: an earlier `cancel` is over, a later one takes effect at the end of the block."""
+        with self._lock:
+            self._shielded = True
+            self._cancelled.clear()
         try:
             yield
         finally:
-            self._shielded = False
+            with self._lock:
+                self._shielded = False
+                postponed, self._postponed = self._postponed, None
+            if postponed is not None:
+                self.abort(postponed)
 
     def check(self) -> None:
-        """Raise `Interrupted` once `cancel` was called."""
+        """Raise `Interrupted` once `cancel` was called, or what `abort` was called with."""
         if self._cancelled.is_set():
-            raise self._interruption()
+            raise copy(self._reason)
 
     def translate(self, error: Exception) -> PgleanError:
-        """What an error means to the user: a statement cancelled because he asked for it is his interruption."""
+        """What an error means to the user: a statement that we cancelled ended for the reason that we had."""
         if isinstance(error, psycopg.Error) and self._cancelled.is_set():
-            return self._interruption()
+            return copy(self._reason)
         return translate(error)
-
-    def _interruption(self) -> Interrupted:
-        return Interrupted(f"interrupted by {self._reason}")
 
     def rest(self, seconds: float) -> None:
         """Wait with no transaction open; raises `Interrupted` as soon as `cancel` is called."""

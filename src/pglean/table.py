@@ -43,6 +43,9 @@ class KeyColumn:
 
     number: int
     name: str
+    #: The declared type, a domain perhaps, and the type that this domain is over.
+    type_oid: int
+    base_oid: int
     #: The type without its domain and its modifier, so that recording a key never runs a domain's checks, never pins
     #: the domain, and never finds a value too long.
     type_sql: str
@@ -78,8 +81,6 @@ class Index:
     name: str
     schema: str
     method: str
-    #: What follows USING in its definition: method, columns, options, predicate; None where that was not understood.
-    definition_sql: str | None
     unique: bool
     primary: bool
     #: Backs an exclusion or a temporal (WITHOUT OVERLAPS) constraint.
@@ -88,6 +89,8 @@ class Index:
     valid: bool
     #: An expression or predicate uses the row as a whole, e.g. ``f(t.*)`` or ``t IS NOT NULL``.
     whole_row: bool
+    #: Types of literals in expressions and predicate that may hold a domain's check: arrays of domains, ranges, rows.
+    foreign_literals: tuple[str, ...]
     #: Tablespace by name; None for the database's default.
     tablespace: str | None
     bytes: int

@@ -43,6 +43,7 @@ ORDER = [
     "rewrite.verify",
     "rewrite.swap",
     "rewrite.cleanup",
+    "rewrite.watch",
     "rewrite.pipeline",
     "rewrite",
     "api",

@@ -67,7 +67,7 @@ class Bench:
 @pytest.mark.parametrize("timeout_s", [0.0, 0.3, 5.0, 60.0])
 @pytest.mark.parametrize("attempt_s", [0.01, 0.2, 30.0])
 def test_nobody_is_cancelled_unasked(monkeypatch: pytest.MonkeyPatch, timeout_s: float, attempt_s: float) -> None:
-    bench = Bench(monkeypatch, Policy(200, timeout_s, kill_backend=False), attempt_s)
+    bench = Bench(monkeypatch, Policy(200, timeout_s, 1000, kill_backend=False), attempt_s)
     error = bench.wait()
     assert error.blockers == ("pid 7",)
     assert error.message == f"could not lock table public.t within {timeout_s:g} s"
@@ -83,7 +83,7 @@ def test_nobody_is_cancelled_unasked(monkeypatch: pytest.MonkeyPatch, timeout_s:
 def test_first_cancelled_then_terminated_then_given_up(
     monkeypatch: pytest.MonkeyPatch, timeout_s: float, attempt_s: float
 ) -> None:
-    bench = Bench(monkeypatch, Policy(200, timeout_s, kill_backend=True), attempt_s)
+    bench = Bench(monkeypatch, Policy(200, timeout_s, 1000, kill_backend=True), attempt_s)
     bench.wait()
     steps = [(at, name) for at, name in bench.events if name in {"locks.cancel", "locks.terminate"}]
     assert [name for _, name in steps] == ["locks.cancel", "locks.terminate"]

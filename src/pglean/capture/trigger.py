@@ -9,6 +9,9 @@
 * An UPDATE records the old key only where it differs. Differences are taken by image (``*<>``), which calls no code of
   the type's owner, or by ``<>`` of the server itself for its own types. An image that differs while the key is equal
   records both: harmless.
+* The text names columns, and somebody may put a column of another type under such a name while the run goes on. Then
+  nothing is recorded: an INSERT of that type would look for a cast to ours, and a cast is the owner's code, run with
+  our rights. (The fingerprint ends such a run.) plpgsql does not look at a statement before it gets there.
 * Keys are recorded without their domain: no domain's check runs with our rights, ALTER DOMAIN is not in the way.
 
 Identity: OID and xmin of each pg_trigger row. ALTER TABLE … DISABLE TRIGGER and ENABLE again leaves everything as
@@ -22,7 +25,7 @@ from typing import Any
 from psycopg import sql
 
 from pglean.catalog import relation
-from pglean.errors import CaptureGap
+from pglean.errors import CaptureGap, TableChanged
 from pglean.server import Connection, scalar
 from pglean.sql import fragment, query
 from pglean.table import KeyColumn, Table
@@ -68,6 +71,7 @@ class TriggerCapture:
                 "SELECT pglean.conceal_1({name}::pg_catalog.regclass, {name}::pg_catalog.regclass::pg_catalog.oid)"
             ).format(name=sql.Literal(f"{SCHEMA}.changes_{self._job_id}"))
         )
+        self._check_types(conn)
         for event, body in self._bodies().items():
             conn.execute(
                 sql.SQL("CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS {}").format(
@@ -75,6 +79,12 @@ class TriggerCapture:
                 )
             )
             conn.execute(sql.SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(self._function(event)))
+
+    def _check_types(self, conn: Connection) -> None:
+        """The change table was made from type *names*; they may have come to mean others since they were read."""
+        found = conn.execute(query("capture.types"), {"changes": f"{SCHEMA}.changes_{self._job_id}"}).fetchall()
+        if [row[0] for row in found] != [column.base_oid for column in self._key]:
+            raise TableChanged(f"a type of a key column of {self._table.qualified_name} was exchanged")
 
     def _bodies(self) -> dict[str, sql.Composed]:
         def row(record: str) -> sql.Composed:
@@ -84,15 +94,32 @@ class TriggerCapture:
                 )
             )
 
-        moved = sql.SQL(" OR ").join(_differs(column) for column in self._key)
-        parts = {"changes": self._changes, "old": row("OLD"), "new": row("NEW"), "moved": moved}
+        def retyped(record: str) -> sql.Composed:
+            return sql.SQL(" OR ").join(
+                sql.SQL(
+                    "pg_catalog.pg_typeof({}.{})::pg_catalog.oid OPERATOR(pg_catalog.<>) {}::pg_catalog.oid"
+                ).format(fragment(record), sql.Identifier(column.name), sql.Literal(column.type_oid))
+                for column in self._key
+            )
+
+        parts = {
+            "changes": self._changes,
+            "old": row("OLD"),
+            "new": row("NEW"),
+            "moved": sql.SQL(" OR ").join(_differs(column) for column in self._key),
+            "old_retyped": retyped("OLD"),
+            "new_retyped": retyped("NEW"),
+        }
         return {
             event: sql.SQL(text).format(**parts)
             for event, text in {
-                "insert": "BEGIN INSERT INTO {changes} VALUES {new}; RETURN NULL; END",
-                "update": "BEGIN IF {moved} THEN INSERT INTO {changes} VALUES {old}, {new};"
+                "insert": "BEGIN IF {new_retyped} THEN RETURN NULL; END IF;"
+                " INSERT INTO {changes} VALUES {new}; RETURN NULL; END",
+                "update": "BEGIN IF {new_retyped} THEN RETURN NULL; END IF;"
+                " IF {moved} THEN INSERT INTO {changes} VALUES {old}, {new};"
                 " ELSE INSERT INTO {changes} VALUES {new}; END IF; RETURN NULL; END",
-                "delete": "BEGIN INSERT INTO {changes} VALUES {old}; RETURN NULL; END",
+                "delete": "BEGIN IF {old_retyped} THEN RETURN NULL; END IF;"
+                " INSERT INTO {changes} VALUES {old}; RETURN NULL; END",
             }.items()
         }
 

@@ -14,11 +14,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psycopg
 
-from pglean.errors import LockNotObtained, PgleanError
-from pglean.locks import Mode, Patience, Policy, locked
+from pglean.errors import PgleanError
+from pglean.locks import Mode, OverBudget, Patience, Policy, locked
 from pglean.rewrite import refresh
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import freeze
@@ -134,9 +135,9 @@ class Brake:
     def _work(self) -> None:
         run = self._run
         slice_s = run.job.options.max_lock_ms / 1000 / 4
-        policy = Policy(run.job.options.lock_timeout_ms, 0, kill_backend=False)
+        policy = replace(Policy.of(run.job.options), wait_timeout_s=0, kill_backend=False)
         while not self._stop.is_set():
-            with contextlib.suppress(LockNotObtained, PgleanError, psycopg.Error):
+            with contextlib.suppress(OverBudget, PgleanError, psycopg.Error):
                 patience = Patience(run.server, policy, lambda _: None)
                 with locked(run.server, self._conn, run.table, Mode.SHARE_ROW_EXCLUSIVE, patience):
                     self._stop.wait(slice_s)

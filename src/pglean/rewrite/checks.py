@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pglean.errors import Finding
-from pglean.locks import claimed
 from pglean.server import Capabilities, Connection
 from pglean.sql import query
 from pglean.table import Table, quote_name
@@ -28,18 +27,21 @@ class Facts:
     schema_owner: tuple[str, bool, bool] | None
     #: Another session works on this table.
     busy: bool
+    #: Publications FOR ALL TABLES.
+    all_tables: tuple[str, ...]
     #: Who holds the vacuum horizon for more than five minutes: one phrase each.
     horizon_holders: tuple[str, ...]
 
 
-def gather(conn: Connection, server: Capabilities, table: Table) -> Facts:
-    """Read what the checks need; takes no lock."""
+def gather(conn: Connection, server: Capabilities, table: Table, *, busy: bool) -> Facts:
+    """Read what the checks need; takes no lock. `busy`: another session has the claim on the table."""
     owner = conn.execute(query("catalog.schema_owner")).fetchone()
     return Facts(
         server=server,
         table=table,
         schema_owner=None if owner is None else (owner[0], owner[1], owner[2]),
-        busy=claimed(conn, table.oid),
+        busy=busy,
+        all_tables=tuple(row[0] for row in conn.execute(query("checks.all_tables"))),
         horizon_holders=tuple(row[0] for row in conn.execute(query("checks.horizon"))),
     )
 
@@ -170,6 +172,13 @@ def _indexes(facts: Facts) -> Iterator[Finding]:
                 "It was left by a failed CREATE INDEX CONCURRENTLY or REINDEX CONCURRENTLY, or one is running.",
                 f"DROP INDEX CONCURRENTLY or REINDEX INDEX CONCURRENTLY {name};",
             )
+        if index.foreign_literals and not facts.table.owner_is_superuser:
+            yield Finding(
+                "index-literal",
+                f"index {index.schema}.{index.name} has a literal of type {', '.join(index.foreign_literals)}",
+                "Reading such a literal may run code of the type's owner; CREATE INDEX would run it with your rights.",
+                "Write it as a cast of its parts, or let a superuser own the table.",
+            )
         if index.whole_row:
             yield Finding(
                 "whole-row-index",
@@ -201,6 +210,18 @@ def _horizon(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _publications(facts: Facts) -> Iterator[Finding]:
+    for name in facts.all_tables:
+        yield Finding(
+            "publication",
+            f'publication "{name}" is FOR ALL TABLES, hence for those of the schema pglean too',
+            "Running subscriptions go on: nothing of them is sent. But CREATE SUBSCRIPTION and REFRESH PUBLICATION fail"
+            " where the subscriber has no such tables.",
+            "Before these commands, run `pglean uninstall`.",
+            fatal=False,
+        )
+
+
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _server,
     _rights,
@@ -209,4 +230,5 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _indexes,
     _busy,
     _horizon,
+    _publications,
 )

@@ -11,58 +11,62 @@ from __future__ import annotations
 
 import time
 
+import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
 from pglean import catalog
 from pglean.capture.trigger import TriggerCapture
 from pglean.errors import LockNotObtained, TableChanged
-from pglean.locks import Mode, Patience, blockers_of, claim, locked, release
+from pglean.locks import Mode, OverBudget, Patience, blockers_of, claim, locked, release
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
-from pglean.rewrite.phase import Phase
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
-from pglean.table import Table
 
 #: How long a table of ours is tried to be dropped, in seconds.
 _DROP_WAIT_S = 10.0
 
 
-def remove(
-    server: Server,
-    conn: Connection,
-    job_id: int,
-    table: Table | None,
-    patience: Patience,
-) -> list[str]:
+def remove(server: Server, conn: Connection, job_id: int, patience: Patience) -> list[str]:
     """Remove all that run `job_id` has made; returns what could not be removed, as phrases (empty: nothing is left).
 
-    `table` is None where it no longer exists: its triggers went with it.
     On entry: no transaction, no session of the run is at work. Locks: ACCESS EXCLUSIVE on the table for a moment while
     triggers of ours are on it; none on it afterwards.
     """
+    functions = {"pattern": f"^capture_{job_id}_"}
     remains: list[str] = []
-    capture = None if table is None else TriggerCapture(table, job_id)
-    if table is not None and capture is not None and capture.is_on(conn):
-        try:
-            with locked(server, conn, table, Mode.ACCESS_EXCLUSIVE, patience):
-                capture.switch_off(conn)
-        except LockNotObtained as error:
-            capture.silence(conn)
-            blockers = ", ".join(error.blockers) or "other sessions"
-            remains.append(f"three triggers without effect on {table.qualified_name} (in use by {blockers})")
-        except TableChanged as error:
-            capture.silence(conn)
-            remains.append(f"three triggers without effect: {error.message}")
+    # Found by what they call: in a restored dump the table has another OID, a table that was dropped has none.
+    for (oid,) in conn.execute(query("job.triggers"), functions).fetchall():
+        remains += _switch_off(server, conn, job_id, oid, patience)
     still_called = bool(remains)
     remains += _drop_table(conn, f"shadow_{job_id}")
     if not still_called:
         with transaction(conn):
-            for (name,) in conn.execute(query("job.functions"), {"pattern": f"^capture_{job_id}_"}).fetchall():
+            for (name,) in conn.execute(query("job.functions"), functions).fetchall():
                 conn.execute(sql.SQL("DROP FUNCTION {}()").format(sql.Identifier(SCHEMA, name)))
     remains += _drop_table(conn, f"changes_{job_id}")
     return remains
+
+
+def _switch_off(server: Server, conn: Connection, job_id: int, oid: int, patience: Patience) -> list[str]:
+    """Drop the triggers, or empty them where that cannot be; returns what is told of the latter."""
+    try:
+        table = catalog.load(conn, oid)
+    except TableChanged:
+        return []
+    capture = TriggerCapture(table, job_id)
+    try:
+        with locked(server, conn, table, Mode.ACCESS_EXCLUSIVE, patience):
+            capture.switch_off(conn)
+    except LockNotObtained as error:
+        capture.silence(conn)
+        blockers = ", ".join(error.blockers) or "other sessions"
+        return [f"three triggers without effect on {table.qualified_name} (in use by {blockers})"]
+    except (TableChanged, OverBudget) as error:
+        capture.silence(conn)
+        return [f"three triggers without effect on {table.qualified_name}: {error}"]
+    return []
 
 
 def _drop_table(conn: Connection, name: str) -> list[str]:
@@ -100,13 +104,16 @@ def sweep(
         if not claim(conn, status.relation):
             continue
         try:
+            # It may have come to its end between being listed and being claimed.
+            if jobs.state_of(conn, status.id) not in ("running", "remains"):
+                continue
             try:
-                table: Table | None = catalog.load(conn, status.relation)
-            except TableChanged:
-                table = None
+                remains = remove(server, conn, status.id, patience)
+            except psycopg.Error as error:
+                # The others must not have to wait for what is wrong with this one.
+                remains = [str(error).strip()]
             phase = jobs.phase_of(conn, status.id)
-            remains = remove(server, conn, status.id, table, patience)
-            done = phase is not None and phase.swapped and phase is not Phase.DONE
+            done = phase is not None and phase.swapped
             jobs.finish(
                 conn,
                 status.id,

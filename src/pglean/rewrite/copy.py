@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 from psycopg import sql
 
@@ -21,6 +22,7 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns
 from pglean.server import Connection
+from pglean.table import Table
 
 _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
 
@@ -28,11 +30,11 @@ _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
 class Ranges:
     """Hands out ranges of blocks, of a size that makes each take about the target time."""
 
-    def __init__(self, blocks: int, target_ms: float, takers: int = 1) -> None:
+    def __init__(self, blocks: int, target_ms: float, takers: int = 1, first: int = _FIRST_BLOCKS) -> None:
         self._next, self._end = 0, blocks
         self._takers = takers
         self._target_ms = target_ms
-        self._size = float(_FIRST_BLOCKS)
+        self._size = float(first)
         self._lock = threading.Lock()
 
     def take(self) -> tuple[int, int] | None:
@@ -54,9 +56,15 @@ class Ranges:
             self._size = min(max(size, _LEAST_BLOCKS), _MOST_BLOCKS)
 
 
+def _first_blocks(table: Table) -> int:
+    """The first chunk's size, before anything was measured: smaller where much of a row lies in the TOAST table."""
+    share = table.heap_bytes / max(table.heap_bytes + (table.toast.bytes if table.toast else 0), 1)
+    return max(int(_FIRST_BLOCKS * share), _LEAST_BLOCKS)
+
+
 def run(run: Run) -> None:
     """Copy all blocks. Raises what `Run.step` raises."""
-    ranges = Ranges(run.blocks, run.job.options.chunk_ms, run.workers.count)
+    ranges = Ranges(run.blocks, run.job.options.chunk_ms, run.workers.count, _first_blocks(run.table))
     run.reporter.total(run.blocks, "blocks")
     run.workers.every(lambda conn, worker, _: _copy(run, conn, worker, ranges))
 
@@ -69,12 +77,17 @@ def _copy(run: Run, conn: Connection, worker: str, ranges: Ranges) -> None:
         run.reach("copy: before a chunk")
         run.purpose(conn, f"copy {100 * first // max(run.blocks, 1)}%")
         started = time.monotonic()
-        with run.step(conn):
-            rows = guard.execute(conn, run.table, worker, lambda source: _statement(run, source, first, end))  # noqa: B023
-            jobs.record_chunk(conn, run.job.id, first, end, rows)
-            run.reach("copy: in a chunk")
+        rows = run.again(partial(_chunk, run, conn, worker, first, end))
         ranges.took(end - first, (time.monotonic() - started) * 1000)
         run.reporter.advance(end - first, rows=rows)
+
+
+def _chunk(run: Run, conn: Connection, worker: str, first: int, end: int) -> int:
+    with run.step(conn):
+        rows = guard.execute(conn, run.table, worker, lambda source: _statement(run, source, first, end))
+        jobs.record_chunk(conn, run.job.id, first, end, rows)
+        run.reach("copy: in a chunk")
+    return rows
 
 
 def _statement(run: Run, source: guard.Source, first: int, end: int) -> sql.Composed:

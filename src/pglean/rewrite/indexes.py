@@ -2,29 +2,82 @@
 
 *Every* index needs one. An index that kept its old file would point at rows of the old heap.
 Constraints are not needed on the shadow: the original's catalog entries go on enforcing them, and their indexes
-(exclusion, temporal) are built as plain indexes of the same method.
+(exclusion, temporal) are made as plain indexes of the same method.
 
-Invariant: shadow content is that of a refresh in one snapshot, in which the original's constraints hold; a unique
-twin can be built. Locks: SHARE on the shadow alone. CREATE INDEX runs expressions as the shadow's owner, who is the
-table's. Killed: a twin is there with its checkpoint, or not at all.
+A definition is carried over as text, and text is names: a function, an operator, a type could be exchanged under its
+name between reading and building, and the index would hold something else than its catalog entry says. So twins are
+*made* at the very start, while the shadow is empty, in one short transaction, which then compares what both
+definitions mean now; from then on a twin names everything by OID. Until it is *built* it is marked as not ready:
+the copy does not maintain it. Building is a REINDEX, which parses nothing, and runs expressions as the table's owner.
+
+Locks: those on the shadow alone; where a literal of a user's type has to be parsed for somebody who is no
+superuser, SHARE on pg_type for the moment of that parsing. Killed: twins are there or not, built or not, as their rows
+in pglean.twin say.
 """
 
 from __future__ import annotations
 
 from psycopg import sql
 
-from pglean.errors import PgleanError
+from pglean.errors import PgleanError, TableChanged
+from pglean.locks import lock_types
 from pglean.rewrite import job as jobs
-from pglean.rewrite.job import SCHEMA
+from pglean.rewrite.job import SCHEMA, Job
 from pglean.rewrite.run import Run
 from pglean.server import Connection, scalar, transaction
 from pglean.sql import fragment, query
 from pglean.table import Index
 
+#: Text of a definition, what else makes the index what it is, whether it has literals of a user's type.
+_Definition = tuple[str | None, list[object], bool]
+
+
+def create(conn: Connection, job: Job) -> None:
+    """Make all twins, empty and not ready. On entry: an open transaction, in which the empty shadow was made.
+
+    Raises `TableChanged` where a twin would not be what its index is, psycopg's LockNotAvailable after 200 ms.
+    """
+    indexes = {index.oid: index for index in job.table.indexes}
+    definitions = _definitions(conn, list(indexes))
+    if not job.table.owner_is_superuser and any(literals for _, _, literals in definitions.values()):
+        # CREATE INDEX reads literals with our rights. Which types they are of was looked at by preflight; under this
+        # lock their names cannot come to mean others. So the text is read again.
+        lock_types(conn)
+        definitions = _definitions(conn, list(indexes))
+    if definitions.keys() != indexes.keys():
+        raise TableChanged(f"indexes of {job.table.qualified_name} were changed by another session")
+    twins = {oid: _create(conn, job, indexes[oid], text) for oid, (text, _, _) in definitions.items()}
+    now = _definitions(conn, [*twins.keys(), *twins.values()])
+    for oid, twin in twins.items():
+        if oid not in now or now[twin][:2] != now[oid][:2]:
+            raise TableChanged(f"index {indexes[oid].name}, or what it uses, was changed by another session")
+        jobs.record_twin(conn, job.id, oid, twin)
+
+
+def _definitions(conn: Connection, oids: list[int]) -> dict[int, _Definition]:
+    rows = conn.execute(query("indexes.definitions"), {"oids": oids})
+    return {oid: (text, rest, literals) for oid, text, rest, literals in rows}
+
+
+def _create(conn: Connection, job: Job, index: Index, text: str | None) -> int:
+    if text is None:
+        raise PgleanError(f"the definition of index {index.name} could not be understood")
+    twin = job.twin_name(index.oid)
+    # Only a B-tree can be UNIQUE in SQL; a temporal key is a unique GiST in the catalog only.
+    unique = sql.SQL("UNIQUE " if index.unique and index.method == "btree" else "")
+    conn.execute(sql.SQL("SET LOCAL default_tablespace = {}").format(sql.Literal(index.tablespace or "")))
+    conn.execute(
+        sql.SQL("CREATE {}INDEX {} ON {} USING {}").format(unique, sql.Identifier(twin), job.shadow, fragment(text))
+    )
+    name = f"{SCHEMA}.{twin}"
+    conn.execute("SELECT pglean.postpone_1(%s::pg_catalog.regclass)", (name,))
+    return int(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.oid", (name,)))
+
 
 def run(run: Run) -> None:
     """Build all twins, as many at once as there are workers.
 
+    The shadow holds what the table held in one snapshot, in which the constraints were true: unique twins can be built.
     The one with most work comes first: begun last, it would be built alone while the other workers have nothing to do.
     """
     efforts: dict[int, float] = dict(run.control.execute(query("indexes.effort"), {"oid": run.table.oid}).fetchall())
@@ -35,24 +88,14 @@ def run(run: Run) -> None:
 
 
 def _build(run: Run, conn: Connection, index: Index, count: int) -> None:
-    if index.definition_sql is None:
-        raise PgleanError(f"the definition of index {index.name} could not be understood")
     run.reach("index: before a build")
     run.purpose(conn, f"index {index.name}")
-    twin = run.job.twin_name(index.oid)
-    # Only a B-tree can be UNIQUE in SQL; a temporal key is a unique GiST in the catalog only.
-    unique = sql.SQL("UNIQUE " if index.unique and index.method == "btree" else "")
+    twin = sql.Identifier(SCHEMA, run.job.twin_name(index.oid))
     with transaction(conn):
-        conn.execute(sql.SQL("SET LOCAL default_tablespace = {}").format(sql.Literal(index.tablespace or "")))
         if run.workers.count > 1 and count > 1:
             # Several builds at once use the processors already; each would fetch helpers of its own.
             conn.execute("SET LOCAL max_parallel_maintenance_workers = 0")
-        conn.execute(
-            sql.SQL("CREATE {}INDEX {} ON {} USING {}").format(
-                unique, sql.Identifier(twin), run.job.shadow, fragment(index.definition_sql)
-            )
-        )
-        oid = scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.oid", (f"{SCHEMA}.{twin}",))
-        jobs.record_twin(conn, run.job.id, index.oid, int(oid))
+        conn.execute(sql.SQL("REINDEX INDEX {}").format(twin))
+        jobs.record_built(conn, run.job.id, index.oid)
         run.reach("index: after a build")
     run.reporter.advance(1)

@@ -20,7 +20,7 @@ from pglean.errors import PgleanError
 from pglean.options import Options
 from pglean.rewrite.phase import FOLLOWS, Phase
 from pglean.server import Connection, scalar, transaction
-from pglean.sql import migrations, query
+from pglean.sql import fragment, migrations, query
 from pglean.table import Table
 
 SCHEMA = "pglean"
@@ -100,7 +100,9 @@ def ensure_schema(conn: Connection) -> None:
         if found is None:
             # Not IF NOT EXISTS: a schema that somebody made since we looked must not be moved into.
             conn.execute("CREATE SCHEMA pglean")
-            conn.execute("REVOKE ALL ON SCHEMA pglean FROM PUBLIC")
+            # Default privileges may have granted it to others.
+            for (grantee,) in conn.execute(query("job.schema_grantees")).fetchall():
+                conn.execute(sql.SQL("REVOKE ALL ON SCHEMA pglean FROM {}").format(fragment(grantee)))
         for number, body in known:
             if found is None or number > found:
                 conn.execute(body)
@@ -162,6 +164,12 @@ def phase_of(conn: Connection, job_id: int) -> Phase | None:
     return None if value is None else Phase(value)
 
 
+def state_of(conn: Connection, job_id: int) -> str | None:
+    """The state of a run as the database has it; None where there is no such run."""
+    value: str | None = scalar(conn, query("job.state"), {"job": job_id})
+    return value
+
+
 def beat(conn: Connection, job_id: int, progress: dict[str, Any]) -> None:
     """Persist the heartbeat with the latest progress."""
     conn.execute(query("job.beat"), {"job": job_id, "progress": Jsonb(progress)})
@@ -178,8 +186,13 @@ def record_chunk(conn: Connection, job_id: int, first: int, end: int, rows: int)
 
 
 def record_twin(conn: Connection, job_id: int, index_oid: int, twin_oid: int) -> None:
-    """Persist that an index is built, in the transaction that built it."""
+    """Persist which empty index of the shadow stands for which of the table, in the transaction that made it."""
     conn.execute(query("job.twin"), {"job": job_id, "index": index_oid, "twin": twin_oid})
+
+
+def record_built(conn: Connection, job_id: int, index_oid: int) -> None:
+    """Persist that a twin is built, in the transaction that built it."""
+    conn.execute(query("job.built"), {"job": job_id, "index": index_oid})
 
 
 def twins(conn: Connection, job_id: int) -> dict[int, int]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ import psycopg
 
 from pglean import catalog, pausepoint
 from pglean.capture.trigger import TriggerCapture
-from pglean.errors import CaptureGap, ConnectionLost, Finding, LockNotObtained, PgleanError, Refused, TableChanged
-from pglean.locks import Mode, Patience, Policy, claim, locked
+from pglean.errors import CaptureGap, ConnectionLost, LockNotObtained, PgleanError, Refused
+from pglean.locks import Mode, OverBudget, Patience, Policy, claim, claimed, locked
 from pglean.options import Options
 from pglean.progress import Callback, Reporter
 from pglean.result import RelationSize, Result
@@ -27,6 +27,7 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.phase import Phase
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.run import Run, Workers
+from pglean.rewrite.watch import watching
 from pglean.server import Connection, Server, scalar, transaction, translate
 from pglean.sql import query
 from pglean.version import __version__
@@ -54,17 +55,29 @@ def _capture(run: Run) -> None:
     Locks: SHARE ROW EXCLUSIVE on the table. Killed: the row in pglean.job names whatever is there.
     """
     conn = run.control
-    with transaction(conn):
-        run.capture.prepare(conn)
-        shadow.create(conn, run.job)
+
+    def prepare() -> None:
+        with transaction(conn):
+            run.capture.prepare(conn)
+            shadow.create(conn, run.job)
+            indexes.create(conn, run.job)
+
+    run.again(prepare)
     run.reach("capture: prepared")
-    with locked(run.server, conn, run.table, Mode.SHARE_ROW_EXCLUSIVE, run.patience()):
-        catalog.check_fingerprint(conn, run.table, run.job.fingerprint)
-        run.capture_identity = run.capture.switch_on(conn)
-        # Read while no writer is under way: whatever is added behind this block is recorded.
-        run.blocks = catalog.blocks(conn, run.table.oid)
-        jobs.record_capture(conn, run.job.id, run.capture_identity, run.blocks)
-        run.reach("capture: before the commit")
+    patience = run.patience()
+    while True:
+        try:
+            with locked(run.server, conn, run.table, Mode.SHARE_ROW_EXCLUSIVE, patience):
+                catalog.check_fingerprint(conn, run.table, run.job.fingerprint)
+                run.capture_identity = run.capture.switch_on(conn)
+                # Read while no writer is under way: whatever is added behind this block is recorded.
+                run.blocks = catalog.blocks(conn, run.table.oid)
+                jobs.record_capture(conn, run.job.id, run.capture_identity, run.blocks)
+                run.reach("capture: before the commit")
+        except OverBudget as error:
+            patience.pause(run.table, Mode.SHARE_ROW_EXCLUSIVE, str(error), ())
+            continue
+        return
 
 
 def _index(run: Run) -> None:
@@ -84,13 +97,8 @@ def _swap(run: Run) -> None:
     while True:
         try:
             swap.attempt(run, patience, between=lambda: catchup.once(run))
-        except swap.OverBudget:
-            patience.pause(
-                run.table,
-                Mode.ACCESS_EXCLUSIVE,
-                f"The last changes did not fit into {run.job.options.max_lock_ms} ms.",
-                (),
-            )
+        except OverBudget as error:
+            patience.pause(run.table, Mode.ACCESS_EXCLUSIVE, str(error), ())
             catchup.drain(run)
             continue
         return
@@ -98,7 +106,7 @@ def _swap(run: Run) -> None:
 
 def _clean(run: Run) -> None:
     """Drop the old files and all helpers; then statistics, which also tell autovacuum that no dead rows are left."""
-    remains = cleanup.remove(run.server, run.control, run.job.id, run.table, run.patience())
+    remains = cleanup.remove(run.server, run.control, run.job.id, run.patience())
     if remains:
         raise LockNotObtained(f"could not remove all that the run on {run.table.qualified_name} needed")
 
@@ -121,12 +129,18 @@ STEPS = (
 def preflight(server: Server, oid: int, options: Options) -> Plan:
     """What would be done; raises `Refused` with all findings where something stands in the way. Touches nothing."""
     with server.connect("preflight") as conn:
-        table = catalog.load(conn, oid)
-        findings = checks.run(checks.gather(conn, server.capabilities, table))
+        return _plan(server, conn, oid, options, busy=claimed(conn, oid))
+
+
+def _plan(server: Server, conn: Connection, oid: int, options: Options, *, busy: bool) -> Plan:
+    # The fingerprint comes first: what is changed after it will be noticed.
+    fingerprint = catalog.fingerprint(conn, oid)
+    table = catalog.load(conn, oid)
+    findings = checks.run(checks.gather(conn, server.capabilities, table, busy=busy))
     fatal = [finding for finding in findings if finding.fatal]
-    if fatal:
+    if fatal or fingerprint is None:
         raise Refused(table.qualified_name, fatal)
-    return Plan(table, options, tuple(finding for finding in findings if not finding.fatal))
+    return Plan(table, options, fingerprint, tuple(finding for finding in findings if not finding.fatal))
 
 
 def repack(server: Server, oid: int, options: Options, on_progress: Callback | None = None) -> Result:
@@ -147,27 +161,21 @@ def repack(server: Server, oid: int, options: Options, on_progress: Callback | N
 
 
 def _repack(server: Server, oid: int, options: Options, on_progress: Callback | None) -> Result:
-    plan = preflight(server, oid, options)
     started = time.monotonic()
-    with server.connect("run") as control:
-        if not claim(control, oid):
-            raise Refused(plan.table.qualified_name, [_busy(plan)])
+    with server.connect("watch") as keeper, server.connect("run") as control:
+        plan = _plan(server, keeper, oid, options, busy=not claim(keeper, oid))
+        table = plan.table
         jobs.ensure_schema(control)
-        cleanup.sweep(server, control, _patience(server, options), relation=oid)
-        # Loaded again: preflight held no claim. The fingerprint first: what is changed after it is noticed.
-        fingerprint = catalog.fingerprint(control, oid)
-        table = catalog.load(control, oid)
-        if fingerprint is None or table.key is None:
-            raise TableChanged(f"table {plan.table.qualified_name} was changed by another session")
+        cleanup.sweep(server, keeper, _patience(server, options), relation=oid)
         sizes_before = _sizes(control, oid)
         wal_before = int(scalar(control, query("report.wal_bytes")))
-        job = jobs.create(control, table, options, fingerprint, __version__)
+        job = jobs.create(control, table, options, plan.fingerprint, __version__)
         reporter = Reporter(job.id, table.qualified_name, on_progress)
         for warning in plan.warnings:
             reporter.message(f"warning: {warning}")
         try:
             with _workers(server, job, control, reporter) as run:
-                phases = _walk(run)
+                phases = _walk(run, keeper)
             if options.analyze:
                 phases["analyze"] = _analyze(control, run, reporter)
             result = Result(
@@ -184,26 +192,21 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
             )
             jobs.finish(control, job.id, "done", result=result.as_json())
         except BaseException as error:
-            # Whatever state an interruption has left the session in, its locks must be gone before undoing.
+            # Whatever state an interruption has left the sessions in, their locks must be gone before undoing.
             control.close()
-            raise _end(server, job, error, options) from error
+            keeper.close()
+            told = _end(server, job, error, options)
+            if told is error:
+                raise
+            raise told from error
         reporter.phase("done")
         return result
-
-
-def _busy(plan: Plan) -> Finding:
-    return Finding(
-        "busy",
-        f"another run of pglean works on {plan.table.qualified_name}",
-        "Two runs on one table exclude each other.",
-        "See `pglean status`.",
-    )
 
 
 def _patience(server: Server, options: Options, limit_s: float | None = None) -> Patience:
     policy = Policy.of(options)
     if limit_s is not None:
-        policy = Policy(policy.lock_timeout_ms, min(policy.wait_timeout_s, limit_s), kill_backend=False)
+        policy = replace(policy, wait_timeout_s=min(policy.wait_timeout_s, limit_s), kill_backend=False)
     return Patience(server, policy, lambda _: None)
 
 
@@ -225,17 +228,27 @@ def _workers(server: Server, job: jobs.Job, control: Connection, reporter: Repor
         yield run
 
 
-def _walk(run: Run) -> dict[str, float]:
+def _walk(run: Run, keeper: Connection) -> dict[str, float]:
     """All steps in their order; returns the seconds of each."""
     phases: dict[str, float] = {}
-    for step in STEPS:
-        if step.phase is not Phase.CLEANING:
-            jobs.enter(run.control, run.job.id, step.phase)
-        run.reporter.phase(step.phase.label)
-        run.reach(f"phase: {step.phase.label}")
-        started = time.monotonic()
-        step.act(run)
-        phases[step.phase.label] = time.monotonic() - started
+
+    def take(steps: Sequence[Step]) -> None:
+        for step in steps:
+            if step.phase is not Phase.CLEANING:
+                jobs.enter(run.control, run.job.id, step.phase)
+            run.reporter.phase(step.phase.label)
+            run.reach(f"phase: {step.phase.label}")
+            started = time.monotonic()
+            step.act(run)
+            phases[step.phase.label] = time.monotonic() - started
+
+    # The swap changes itself what is watched, and looks at it under the lock.
+    phases_of = [step.phase for step in STEPS]
+    begin, end = phases_of.index(Phase.COPYING), phases_of.index(Phase.SWAPPING)
+    take(STEPS[:begin])
+    with watching(run, keeper):
+        take(STEPS[begin:end])
+    take(STEPS[end:])
     return phases
 
 
@@ -283,11 +296,7 @@ def _undo(server: Server, job: jobs.Job, options: Options, reason: str) -> tuple
                 raise LockNotObtained(f"a session of run {job.id} still lives on the server")
             # Another run has taken the table: it removed what this one had left before it began.
             return [], _swapped(conn, job)
-        try:
-            table = catalog.load(conn, job.table.oid)
-        except TableChanged:
-            table = None
-        remains = cleanup.remove(server, conn, job.id, table, _patience(server, options, _UNDO_WAIT_S))
+        remains = cleanup.remove(server, conn, job.id, _patience(server, options, _UNDO_WAIT_S))
         # Asked only now: a COMMIT whose connection was lost may have been under way, and its locks were waited for.
         swapped = _swapped(conn, job)
         state = "remains" if remains else "done" if swapped else "undone"

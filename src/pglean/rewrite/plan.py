@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pglean.catalog import Fingerprint
 from pglean.errors import Finding
 from pglean.options import Options, Verify
 from pglean.table import Table
@@ -15,6 +16,8 @@ class Plan:
 
     table: Table
     options: Options
+    #: What the run relies on, read before `table`.
+    fingerprint: Fingerprint
     #: Findings that do not refuse the run.
     warnings: tuple[Finding, ...]
 

@@ -30,6 +30,7 @@ import psycopg
 from psycopg import sql
 
 from pglean import guard
+from pglean.locks import Hold
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns
 from pglean.server import Connection, scalar
@@ -81,10 +82,14 @@ def before_indexes(run: Run) -> None:
 
 def _refresh_share(run: Run, conn: Connection, worker: str, share: Share) -> None:
     run.purpose(conn, f"refresh {share.number + 1}/{share.of}")
-    with run.step(conn, repeatable=True):
-        _delete(run, conn, worker, share)
-        _insert(run, conn, worker, share)
-        records = _consume(run, conn, share)
+
+    def refresh() -> int:
+        with run.step(conn, repeatable=True):
+            _delete(run, conn, worker, share)
+            _insert(run, conn, worker, share)
+            return _consume(run, conn, share)
+
+    records = run.again(refresh)
     run.reporter.advance(1)
     run.reporter.applied(records, 0)
 
@@ -94,9 +99,15 @@ def round_(run: Run, *, then: partial[None] | None = None) -> Round:
 
     `then` is called in the snapshot of the refresh, before its commit: there shadow and table are equal.
     """
-    conn = run.control
     run.reach("refresh: before a round")
-    run.purpose(conn, "refresh")
+    run.purpose(run.control, "refresh")
+    done = run.again(partial(_round, run, then))
+    run.reporter.applied(done.records, 0)
+    return done
+
+
+def _round(run: Run, then: partial[None] | None) -> Round:
+    conn = run.control
     with run.step(conn, repeatable=True):
         started = time.monotonic()
         # This is S, if `step` has not taken it already: all statements of this transaction see the same.
@@ -109,19 +120,22 @@ def round_(run: Run, *, then: partial[None] | None = None) -> Round:
         if then is not None:
             then()
         run.reach("refresh: before the commit")
-    run.reporter.applied(consumed, 0)
     return Round(consumed, time.monotonic() - started)
 
 
-def within(run: Run, conn: Connection, records: int) -> int:
+def within(run: Run, conn: Connection, records: int, hold: Hold | None = None) -> int:
     """Refresh in the open transaction, by this session alone; returns the records taken.
 
-    On entry: the transaction is REPEATABLE READ, or holds a lock that keeps writers away.
+    On entry: the transaction is REPEATABLE READ, or holds a lock that keeps writers away, within the limit of `hold`.
     """
     if records == 0:
         return 0
-    _delete(run, conn, "c", None)
-    _insert(run, conn, "c", None)
+    for act in (_delete, _insert):
+        if hold is not None:
+            hold.limit()
+        act(run, conn, "c", None)
+    if hold is not None:
+        hold.limit()
     return _consume(run, conn)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import errors as pg
 
 from pglean import pausepoint
 from pglean.capture import ChangeCapture
@@ -126,6 +127,18 @@ class Run:
     def patience(self) -> Patience:
         """A new allowance of waiting."""
         return Patience(self.server, Policy.of(self.job.options), self.reporter.waiting)
+
+    def again(self, body: Callable[[], T]) -> T:
+        """Run the body, and once more from its start where a table of ours was locked by somebody (REINDEX DATABASE).
+
+        On entry, and whenever the body raises: no transaction. What it does must bear being done again.
+        """
+        patience = self.patience()
+        while True:
+            try:
+                return body()
+            except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
+                patience.pause(self.table, Mode.ACCESS_SHARE, f"{error.diag.message_primary}.", ())
 
     @contextlib.contextmanager
     def step(self, conn: Connection, *, repeatable: bool = False, snapshot: str | None = None) -> Iterator[None]:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from psycopg import sql
 
+from pglean.errors import TableChanged
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA, Job
 from pglean.rewrite.run import Run
@@ -51,12 +52,31 @@ def create(conn: Connection, job: Job) -> None:
                     job.shadow, sql.Identifier(column.name), fragment(_STORAGE[column.storage])
                 )
             )
+    _check_columns(conn, job)
     owner = sql.Identifier(table.owner)
     # A publication FOR ALL TABLES would otherwise have the server refuse the refresh's DELETE.
     conn.execute(sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(job.shadow))
     conn.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(job.shadow, owner))
     conn.execute(sql.SQL("GRANT ALL ON {} TO {}").format(job.shadow, owner))
     conn.execute("SELECT pglean.conceal_1(%s::pg_catalog.regclass, %s)", (f"{SCHEMA}.{job.shadow_name}", table.oid))
+
+
+def _check_columns(conn: Connection, job: Job) -> None:
+    """The shadow was made from type *names*; they may have come to mean others since they were read.
+
+    From now on both name their types by OID, and a change of the table's columns is noticed by its fingerprint.
+    """
+    different = [
+        row[0]
+        for row in conn.execute(
+            query("shadow.differences"), {"table": job.table.oid, "shadow": f"{SCHEMA}.{job.shadow_name}"}
+        )
+    ]
+    if different:
+        raise TableChanged(
+            f"columns of {job.table.qualified_name} or their types were changed by another session",
+            detail=f"Columns: {', '.join(different)}.",
+        )
 
 
 def _default_space(conn: Connection) -> str:

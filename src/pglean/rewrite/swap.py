@@ -2,7 +2,7 @@
 
 One READ COMMITTED transaction:
 
-1. ACCESS EXCLUSIVE on the table (by name, short timeout), then on the shadow. The clock of the budget starts.
+1. ACCESS EXCLUSIVE on the table (by name, short timeout), then on the shadow. The clock of `Hold` starts.
 2. The table and the capture are what they were: final, nobody can write or alter any more.
 3. The records that are left are taken over. The shadow now equals the table.
 4. pg_class: table and shadow, and each index and its twin, exchange what says where the rows are (file, tablespace)
@@ -15,9 +15,6 @@ One READ COMMITTED transaction:
 Invariant: before COMMIT everything is as it was for everybody else; after it, the table has all committed rows in the
 new files, and what is left to do is to drop the shadow with the old ones. A lost connection leaves one or the other;
 the job's row, written in the same transaction, says which.
-
-The budget is kept by the server, not by our good will: each statement runs under a statement_timeout of what is left,
-and a client that hangs is thrown out by idle_in_transaction_session_timeout.
 """
 
 from __future__ import annotations
@@ -26,10 +23,9 @@ import time
 from collections.abc import Callable
 
 from psycopg import errors as pg
-from psycopg import sql
 
 from pglean.errors import PgleanError
-from pglean.locks import Mode, Patience, lock_shadow, locked
+from pglean.locks import Hold, Mode, OverBudget, Patience, lock_shadow, locked
 from pglean.rewrite import job as jobs
 from pglean.rewrite import refresh
 from pglean.rewrite.job import SCHEMA
@@ -37,29 +33,6 @@ from pglean.rewrite.phase import Phase
 from pglean.rewrite.run import Run
 from pglean.server import Connection, scalar
 from pglean.sql import query
-
-
-class OverBudget(Exception):
-    """The lock would have to be held for too long: it was released, nothing was changed, catch up and try again."""
-
-
-class Budget:
-    """What is left of the time for which a lock may be held."""
-
-    def __init__(self, conn: Connection, limit_ms: float) -> None:
-        self._conn, self._limit_ms = conn, limit_ms
-        self._started = time.monotonic()
-
-    @property
-    def spent_ms(self) -> float:
-        return (time.monotonic() - self._started) * 1000
-
-    def limit(self) -> None:
-        """Bound the next statement by what is left; raises `OverBudget` where nothing is."""
-        left = int(self._limit_ms - self.spent_ms)
-        if left <= 0:
-            raise OverBudget
-        self._conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(left)))
 
 
 def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
@@ -73,45 +46,37 @@ def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
     run.purpose(conn, "swap")
     run.reach("swap: before the lock")
     started: float | None = None
+    consumed = 0
     try:
-        with locked(run.server, conn, run.table, Mode.ACCESS_EXCLUSIVE, patience, between=between):
+        with locked(run.server, conn, run.table, Mode.ACCESS_EXCLUSIVE, patience, between=between) as hold:
             started = time.monotonic()
-            budget = Budget(conn, run.job.options.max_lock_ms)
-            conn.execute(
-                sql.SQL("SET LOCAL idle_in_transaction_session_timeout = {}").format(
-                    sql.Literal(run.job.options.max_lock_ms)
-                )
-            )
-            _exchange(run, conn, budget)
-            budget.limit()
-    except pg.QueryCanceled as error:
-        run.server.check()
-        raise OverBudget from error
+            assert hold is not None
+            consumed = _exchange(run, conn, hold)
     except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
         # Not the table's lock (`locked` deals with that one) but a catalog row that an open GRANT has updated, by
-        # somebody who may be waiting for the table.
-        raise OverBudget from error
+        # somebody who may be waiting for the table; or the shadow, of which somebody thinks it is a table of his.
+        raise OverBudget("A catalog row or the copy was locked by another session.") from error
     finally:
         if started is not None:
             held = (time.monotonic() - started) * 1000
             run.exclusive_lock_ms = max(run.exclusive_lock_ms, held)
+    run.reporter.applied(consumed, 0)
     run.reach("swap: after the commit")
 
 
-def _exchange(run: Run, conn: Connection, budget: Budget) -> None:
-    budget.limit()
+def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
+    """All that is done under the lock, up to the commit; returns the records taken over."""
     lock_shadow(conn, run.job.shadow)
     run.check(conn)
-    budget.limit()
-    records = refresh.waiting(conn, run)
-    consumed = refresh.within(run, conn, records)
-    run.reporter.applied(consumed, 0)
+    _check_predicate_locks(run, conn)
+    hold.limit()
+    consumed = refresh.within(run, conn, refresh.waiting(conn, run), hold)
     run.reach("swap: before the exchange")
     shadow = int(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.oid", (f"{SCHEMA}.{run.job.shadow_name}",)))
     indexes = {index.oid for index in run.table.indexes}
     if indexes != set(run.twins):
         raise PgleanError("an index has no twin: this is a bug of pglean")
-    budget.limit()
+    hold.limit()
     suffix = "_18" if run.server.capabilities.version >= 180000 else ""
     parameters = {
         "table": run.table.oid,
@@ -123,14 +88,28 @@ def _exchange(run: Run, conn: Connection, budget: Budget) -> None:
     if updated != 2 + 2 * len(run.twins):
         raise PgleanError(f"the exchange met {updated} relations instead of {2 + 2 * len(run.twins)}")
     _exchange_toast(conn, parameters)
-    budget.limit()
+    hold.limit()
     run.capture.switch_off(conn)
     jobs.enter(conn, run.job.id, Phase.CLEANING)
     run.reach("swap: before the commit")
+    return consumed
+
+
+def _check_predicate_locks(run: Run, conn: Connection) -> None:
+    """Raise `OverBudget` where SERIALIZABLE transactions have read single rows or pages of the old files.
+
+    Such a lock names a place in a file, outlives its transaction as long as one beside it is open, and would not be
+    found by whoever writes that row at its new place: a conflict would be missed. (CLUSTER raises them to locks on the
+    relation; SQL cannot.) They go away with the transactions beside them; the next attempt is soon.
+    """
+    relations = [run.table.oid, *run.twins.keys()]
+    if scalar(conn, query("swap.predicate_locks"), {"relations": relations}):
+        raise OverBudget("Serializable transactions that have read the table are still open, or others beside them.")
 
 
 def _exchange_toast(conn: Connection, parameters: dict[str, object]) -> None:
     """Ownership, parameters and names of the TOAST tables, after reltoastrelid was exchanged. Either may be absent."""
+    conn.execute(query("swap.toast_marks"), parameters)
     conn.execute(query("swap.toast_owners"), parameters)
     conn.execute(query("swap.toast_options"), parameters)
     # Through names that nothing bears: two rows cannot exchange unique values in one statement.

@@ -13,3 +13,6 @@ SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = %(oid)s AND tgname = %(nam
 -- name: function_exists
 SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                 WHERE n.nspname = 'pglean' AND p.proname = %(name)s)
+
+-- name: types
+SELECT atttypid FROM pg_attribute WHERE attrelid = %(changes)s::regclass AND attnum > 0 ORDER BY attnum

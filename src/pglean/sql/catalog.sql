@@ -36,25 +36,24 @@ SELECT a.attnum, a.attname,
 
 -- name: indexes
 SELECT i.indexrelid, c.relname, n.nspname, am.amname,
-       -- The definition begins with a prefix that is exactly known under our search path; what follows it is the index.
-       CASE WHEN starts_with(d.definition, d.prefix) THEN substr(d.definition, length(d.prefix) + 1) END,
        i.indisunique, i.indisprimary, i.indisexclusion,
        i.indisvalid AND i.indisready AND i.indislive,
        -- Only a Var with attribute number 0 is the row as a whole; pg_depend knows it as the table, as it does other things.
        coalesce(i.indexprs::text ~ ':varattno 0 ' OR i.indpred::text ~ ':varattno 0 ', false),
+       -- CREATE INDEX reads literals before it becomes the owner, and reading one of a domain's values runs its checks.
+       -- Enums, base types and arrays of these have none.
+       ARRAY(SELECT DISTINCT format_type(t.oid, NULL)
+               FROM regexp_matches(concat(i.indexprs, i.indpred), ':consttype (\d+)', 'g') AS m
+               JOIN pg_type t ON t.oid = m[1]::bigint::oid
+               LEFT JOIN pg_type e ON e.oid = t.typelem
+              WHERE t.oid >= 16384
+                AND NOT (t.typtype IN ('b', 'e') AND (e.oid IS NULL OR e.typtype IN ('b', 'e')))),
        ts.spcname, pg_relation_size(i.indexrelid)
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_am am ON am.oid = c.relam
   LEFT JOIN pg_tablespace ts ON ts.oid = c.reltablespace
-  JOIN pg_class t ON t.oid = i.indrelid
-  JOIN pg_namespace tn ON tn.oid = t.relnamespace
-  CROSS JOIN LATERAL (
-      SELECT pg_get_indexdef(i.indexrelid) AS definition,
-             'CREATE ' || CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END || 'INDEX ' || quote_ident(c.relname)
-             || ' ON ' || CASE WHEN c.relkind = 'I' THEN 'ONLY ' ELSE '' END
-             || quote_ident(tn.nspname) || '.' || quote_ident(t.relname) || ' USING ' AS prefix) d
  WHERE i.indrelid = %(oid)s
  ORDER BY i.indexrelid
 
@@ -71,11 +70,13 @@ SELECT c.oid, i.indexrelid, coalesce(c.reloptions, '{}'), pg_total_relation_size
 SELECT i.indexrelid, c.relname,
        array_agg(a.attnum::int ORDER BY k.position),
        array_agg(a.attname::text ORDER BY k.position),
+       array_agg(a.atttypid ORDER BY k.position),
+       array_agg(ty.oid ORDER BY k.position),
        -- Without its modifier: a key is recorded as it is, also once somebody has made its column wider.
        array_agg(format_type(coalesce(base.oid, a.atttypid), -1) ORDER BY k.position),
        array_agg(CASE WHEN coll.oid IS NOT NULL THEN quote_ident(cn.nspname) || '.' || quote_ident(coll.collname) END ORDER BY k.position),
        array_agg('OPERATOR(' || quote_ident(opn.nspname) || '.' || op.oprname || ')' ORDER BY k.position),
-       array_agg(coalesce(ty.typtype, 'b') IN ('b', 'e') AND ty.typcategory <> 'A'
+       array_agg(ty.typtype IN ('b', 'e') AND ty.typcategory <> 'A' AND (ty.oid < 16384 OR ty.typtype = 'e')
                  AND EXISTS (SELECT FROM pg_amop h
                               JOIN pg_opclass hc ON hc.opcfamily = h.amopfamily AND hc.opcmethod = 405 AND hc.opcdefault
                               WHERE h.amopmethod = 405 AND h.amopopr = op.oid) ORDER BY k.position),

@@ -10,3 +10,6 @@ SELECT 'prepared transaction ' || quote_literal(gid) || ' of ' || owner || ', pr
 UNION ALL
 SELECT 'replication slot ' || quote_ident(slot_name) || ' (' || age(xmin) || ' transactions behind)'
   FROM pg_replication_slots WHERE xmin IS NOT NULL AND age(xmin) > 100000
+
+-- name: all_tables
+SELECT pubname FROM pg_publication WHERE puballtables ORDER BY pubname

@@ -21,8 +21,11 @@ INSERT INTO pglean.chunk (job, first_block, end_block, rows) VALUES (%(job)s, %(
 -- name: twin
 INSERT INTO pglean.twin (job, index_oid, twin_oid) VALUES (%(job)s, %(index)s, %(twin)s)
 
+-- name: built
+UPDATE pglean.twin SET built = true WHERE job = %(job)s AND index_oid = %(index)s
+
 -- name: twins
-SELECT index_oid, twin_oid FROM pglean.twin WHERE job = %(job)s
+SELECT index_oid, twin_oid FROM pglean.twin WHERE job = %(job)s AND built
 
 -- name: finish
 WITH chunks AS (DELETE FROM pglean.chunk WHERE job = %(job)s),
@@ -51,3 +54,18 @@ SELECT j.id, j.schema_name, j.table_name, j.relation, j.phase,
 -- name: functions
 SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
  WHERE n.nspname = 'pglean' AND p.proname ~ %(pattern)s
+
+-- name: schema_grantees
+SELECT DISTINCT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END
+  FROM pg_namespace n, aclexplode(n.nspacl) g
+ WHERE n.nspname = 'pglean' AND g.grantee <> n.nspowner
+
+-- name: triggers
+-- Tables with triggers that call functions of a job: the one it was made for, or, in a restored dump of a database
+-- in which a run was going on, one with another OID.
+SELECT DISTINCT t.tgrelid
+  FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE n.nspname = 'pglean' AND p.proname ~ %(pattern)s
+
+-- name: state
+SELECT state FROM pglean.job WHERE id = %(job)s

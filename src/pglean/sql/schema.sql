@@ -45,25 +45,41 @@ CREATE TABLE pglean.chunk (
     PRIMARY KEY (job, first_block)
 );
 
--- Indexes of the shadow that are built; written in the transaction that builds them.
+-- Indexes of the shadow: each is there, empty, from the start; `built` is written in the transaction that builds it.
 CREATE TABLE pglean.twin (
-    job         bigint NOT NULL,
-    index_oid   oid    NOT NULL,
-    twin_oid    oid    NOT NULL,
+    job         bigint  NOT NULL,
+    index_oid   oid     NOT NULL,
+    twin_oid    oid     NOT NULL,
+    built       boolean NOT NULL DEFAULT false,
     PRIMARY KEY (job, index_oid)
 );
 
 -- A table whose relrewrite is not 0 is passed over by logical decoding, as the transient heap of VACUUM FULL is:
--- without it, a subscriber of a publication FOR ALL TABLES stops at the first row that we write.
+-- without it, a subscriber of a publication FOR ALL TABLES stops at the first row that we write. Its TOAST table bears
+-- the mark as well: chunks that were decoded while their row was passed over pile up in the decoder, and the next row
+-- of the same transaction ends it ("could not open toast relation with OID 0").
 -- Only for tables in our own schema. INVOKER: only a superuser may write to pg_class anyway.
 CREATE FUNCTION pglean.conceal_1(relation regclass, original oid) RETURNS void
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     UPDATE pg_catalog.pg_class AS c SET relrewrite = original
-     WHERE c.oid = relation
-       AND c.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pglean');
+      FROM pg_catalog.pg_class AS m
+     WHERE m.oid = relation AND c.oid IN (m.oid, m.reltoastrelid)
+       AND m.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pglean');
 END;
 REVOKE ALL ON FUNCTION pglean.conceal_1(regclass, oid) FROM PUBLIC;
+
+-- An index that is not ready is neither maintained by writers nor used by readers, until REINDEX builds it.
+-- Only for indexes in our own schema.
+CREATE FUNCTION pglean.postpone_1(index regclass) RETURNS void
+LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    UPDATE pg_catalog.pg_index AS i SET indisready = false, indisvalid = false
+      FROM pg_catalog.pg_class AS c
+     WHERE i.indexrelid = index AND c.oid = i.indexrelid
+       AND c.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pglean');
+END;
+REVOKE ALL ON FUNCTION pglean.postpone_1(regclass) FROM PUBLIC;
 
 SELECT pglean.conceal_1(c.oid::regclass, c.oid)
   FROM pg_catalog.pg_class AS c

@@ -1,5 +1,10 @@
 -- All of these run in one transaction that holds ACCESS EXCLUSIVE on the table and on the shadow.
 
+-- name: predicate_locks
+SELECT EXISTS (SELECT FROM pg_locks
+                WHERE mode = 'SIReadLock' AND locktype IN ('page', 'tuple') AND relation = ANY (%(relations)s::oid[])
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+
 -- name: files
 UPDATE pg_catalog.pg_class AS c
    SET relfilenode = o.relfilenode, reltablespace = o.reltablespace,
@@ -19,6 +24,12 @@ UPDATE pg_catalog.pg_class AS c
   FROM unnest(%(mine)s::oid[], %(theirs)s::oid[]) AS pair(mine, theirs)
   JOIN pg_catalog.pg_class AS o ON o.oid = pair.theirs
  WHERE c.oid = pair.mine
+
+-- name: toast_marks
+UPDATE pg_catalog.pg_class AS t
+   SET relrewrite = 0
+  FROM pg_catalog.pg_class AS m
+ WHERE m.oid IN (%(table)s, %(shadow)s) AND t.oid = m.reltoastrelid
 
 -- name: toast_owners
 UPDATE pg_catalog.pg_depend AS d
