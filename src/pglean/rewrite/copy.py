@@ -20,11 +20,18 @@ from psycopg import sql
 from pglean import guard
 from pglean.rewrite import job as jobs
 from pglean.rewrite.run import Run
-from pglean.rewrite.shadow import columns
+from pglean.rewrite.shadow import columns, vacuum
 from pglean.server import Connection
 from pglean.table import Table
 
 _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
+
+#: For so long one worker copies alone, then all, before it is decided whether they all go on; and a look at that.
+_TRIAL_S, _ASK_S = 0.4, 0.05
+#: All workers together must be so much faster than one.
+_PAYS = 1.25
+#: Share of the table that is copied when an idle worker begins to freeze.
+_FREEZE_FROM = 0.7
 
 
 class Ranges:
@@ -36,6 +43,12 @@ class Ranges:
         self._target_ms = target_ms
         self._size = float(first)
         self._lock = threading.Lock()
+
+    @property
+    def handed_out(self) -> float:
+        """Share of the blocks."""
+        with self._lock:
+            return self._next / self._end if self._end else 1.0
 
     def take(self) -> tuple[int, int] | None:
         """The next range, its end exclusive; None when all blocks are handed out."""
@@ -56,6 +69,51 @@ class Ranges:
             self._size = min(max(size, _LEAST_BLOCKS), _MOST_BLOCKS)
 
 
+class Crew:
+    """Whether all workers copy, or one alone.
+
+    Several sessions that fill one file wait for each other to extend it, and for the WAL. Where that eats up what a
+    second processor would give, it is better left to the application. So one begins, the others join for a trial,
+    and stay only if the whole gets faster.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._lock = threading.Lock()
+        self._began = time.monotonic()
+        self._blocks = 0
+        self._alone = 0.0
+        #: Set once it is known whether the others stay.
+        self.decided = threading.Event()
+        #: Set while the others may work.
+        self.joined = threading.Event()
+        if workers == 1:
+            self.decided.set()
+
+    def did(self, blocks: int) -> None:
+        """Learn from a chunk."""
+        with self._lock:
+            self._blocks += blocks
+            elapsed = time.monotonic() - self._began
+            if self.decided.is_set() or elapsed < _TRIAL_S:
+                return
+            rate = self._blocks / elapsed
+            if not self.joined.is_set():
+                self._alone = rate
+                self.joined.set()
+            else:
+                if rate < _PAYS * self._alone:
+                    self.joined.clear()
+                self.decided.set()
+            self._began, self._blocks = time.monotonic(), 0
+
+    def works(self, number: int) -> bool:
+        """Whether this worker takes another chunk; waits a moment where that is not known yet."""
+        if number == 0 or self.joined.is_set():
+            return True
+        self.joined.wait(_ASK_S)
+        return self.joined.is_set()
+
+
 def _first_blocks(table: Table) -> int:
     """The first chunk's size, before anything was measured: smaller where much of a row lies in the TOAST table."""
     share = table.heap_bytes / max(table.heap_bytes + (table.toast.bytes if table.toast else 0), 1)
@@ -66,11 +124,17 @@ def run(run: Run) -> None:
     """Copy all blocks. Raises what `Run.step` raises."""
     ranges = Ranges(run.blocks, run.job.options.chunk_ms, run.workers.count, _first_blocks(run.table))
     run.reporter.total(run.blocks, "blocks")
-    run.workers.every(lambda conn, worker, _: _copy(run, conn, worker, ranges))
+    crew = Crew(run.workers.count)
+    run.workers.every(lambda conn, worker, number: _copy(run, conn, worker, number, ranges, crew))
 
 
-def _copy(run: Run, conn: Connection, worker: str, ranges: Ranges) -> None:
-    while not run.workers.stopping.is_set():
+def _copy(run: Run, conn: Connection, worker: str, number: int, ranges: Ranges, crew: Crew) -> None:
+    while not run.workers.stopping.is_set() and ranges.handed_out < 1:
+        if not crew.works(number):
+            if crew.decided.is_set():
+                _freeze_meanwhile(run, conn, number, ranges)
+                return
+            continue
         if (blocks := ranges.take()) is None:
             return
         first, end = blocks
@@ -79,7 +143,19 @@ def _copy(run: Run, conn: Connection, worker: str, ranges: Ranges) -> None:
         started = time.monotonic()
         rows = run.again(partial(_chunk, run, conn, worker, first, end))
         ranges.took(end - first, (time.monotonic() - started) * 1000)
+        crew.did(end - first)
         run.reporter.advance(end - first, rows=rows)
+
+
+def _freeze_meanwhile(run: Run, conn: Connection, number: int, ranges: Ranges) -> None:
+    """What a worker that does not copy can do: freeze the first part of the shadow, so that less is left for later."""
+    if number != 1:
+        return
+    while ranges.handed_out < _FREEZE_FROM:
+        if run.workers.stopping.is_set():
+            return
+        run.server.rest(_ASK_S)
+    vacuum(run, conn)
 
 
 def _chunk(run: Run, conn: Connection, worker: str, first: int, end: int) -> int:

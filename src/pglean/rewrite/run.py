@@ -38,7 +38,9 @@ class Workers:
 
     def __init__(self, server: Server, conns: list[Connection], tick: Callable[[], None]) -> None:
         self._server, self._conns, self._tick = server, conns, tick
-        self._idle: queue.SimpleQueue[tuple[int, Connection]] = queue.SimpleQueue()
+        # Last in, first out: the session that has just worked has the table's buffers mapped in its memory, and another
+        # would spend a good part of its time on getting there.
+        self._idle: queue.LifoQueue[tuple[int, Connection]] = queue.LifoQueue()
         for pair in enumerate(conns):
             self._idle.put(pair)
         self._pool = ThreadPoolExecutor(len(conns), thread_name_prefix="pglean")
@@ -84,6 +86,10 @@ class Workers:
             for future in done:
                 future.result()
             self._tick()
+
+    def one(self, task: Callable[[Connection, str], None]) -> None:
+        """Run the task on one session."""
+        self.each([None], lambda conn, worker, _: task(conn, worker))
 
     def every(self, task: Callable[[Connection, str, int], None]) -> None:
         """Run the task once on each session at the same time."""

@@ -133,13 +133,11 @@ def columns(table: Table, alias: str = "t") -> tuple[sql.Composed, sql.Composed]
     )
 
 
-def freeze(run: Run) -> None:
-    """Vacuum and freeze the shadow, and note whether all of it is now visible to everybody.
+def vacuum(run: Run, conn: Connection) -> None:
+    """Freeze what can be frozen; pages that are frozen already are passed over.
 
-    Only what every open snapshot sees can be frozen. Where an older one is open, its holder is told, and `run.frozen`
-    stays False; it is tried again before the swap. Locks the shadow alone (SHARE UPDATE EXCLUSIVE).
+    Locks the shadow alone (SHARE UPDATE EXCLUSIVE), which keeps no writer away.
     """
-    conn = run.control
     run.purpose(conn, "freeze")
     # Our commits are asynchronous. As long as a commit is not on disk its rows bear no hint that it was one,
     # and VACUUM takes no such page for all-visible: a single synchronous commit brings all before it to the disk.
@@ -147,6 +145,16 @@ def freeze(run: Run) -> None:
         conn.execute("SET LOCAL synchronous_commit = local")
         jobs.beat(conn, run.job.id, asdict(run.reporter.state))
     conn.execute(sql.SQL("VACUUM (FREEZE, TRUNCATE false) {}").format(run.job.shadow))
+
+
+def freeze(run: Run) -> None:
+    """Vacuum and freeze the shadow, and note whether all of it is now visible to everybody.
+
+    Only what every open snapshot sees can be frozen. Where an older one is open, its holder is told, and `run.frozen`
+    stays False; it is tried again before the swap.
+    """
+    conn = run.control
+    run.workers.one(lambda worker, _: vacuum(run, worker))
     row = conn.execute(query("shadow.visible"), {"shadow": f"{SCHEMA}.{run.job.shadow_name}"}).fetchone()
     assert row is not None
     pages, visible = row

@@ -14,6 +14,7 @@ from pglean.errors import VerificationFailed
 from pglean.options import Verify
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns
+from pglean.server import Connection, scalar
 from pglean.sql import fragment
 
 _HINT = "Check the table with pg_amcheck --heapallindexed; if it is sound, this is a bug of pglean: report it."
@@ -26,11 +27,8 @@ def compare(run: Run) -> None:
     """
     if run.job.options.verify is Verify.NONE:
         return
-    conn = run.control
-    run.purpose(conn, "verify")
     # Both through the guard: planning a query on the shadow reads the expressions of its indexes, as on the table.
-    expected = guard.execute(conn, run.table, "c", lambda source: _count(source.relation))
-    found = guard.execute(conn, run.table, "c", lambda _: _count(run.job.shadow))
+    expected, found = _counts(run)
     run.rows = found
     if expected != found:
         raise VerificationFailed(
@@ -44,6 +42,27 @@ def compare(run: Run) -> None:
             detail="Nothing was swapped; the table is as it was.",
             hint=_HINT,
         )
+
+
+def _counts(run: Run) -> tuple[int, int]:
+    """Rows of the table and of the shadow in this snapshot, counted at the same time.
+
+    Only the control session sees what its refresh has written; the table, any session that has its snapshot.
+    """
+    snapshot = scalar(run.control, "SELECT pg_catalog.pg_export_snapshot()")
+    counts: dict[str, int] = {}
+
+    def count(conn: Connection, worker: str, what: str) -> None:
+        if what == "copy":
+            counts[what] = guard.execute(run.control, run.table, "c", lambda _: _count(run.job.shadow))
+            return
+        run.purpose(conn, "verify")
+        with run.step(conn, snapshot=snapshot):
+            counts[what] = guard.execute(conn, run.table, worker, lambda source: _count(source.relation))
+
+    run.purpose(run.control, "verify")
+    run.workers.each(["table", "copy"], count)
+    return counts["table"], counts["copy"]
 
 
 def _count(relation: sql.Composable) -> sql.Composed:
