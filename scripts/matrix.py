@@ -32,7 +32,19 @@ def bring(majors: list[str]) -> tuple[dict[str, str], bool]:
 def run_tests(bindir: str) -> tuple[bool, str]:
     """Run the tests on one server; whether they passed, and the line that pytest ends with."""
     tests = [path for path in TESTS if (ROOT / path).is_dir()]
-    command = [sys.executable, "-m", "pytest", "-m", "not slow", "--tb=short", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "auto",
+        "--maxprocesses",
+        "4",
+        "-m",
+        "not slow",
+        "--tb=short",
+        *tests,
+    ]
     with subprocess.Popen(
         command,
         cwd=ROOT,

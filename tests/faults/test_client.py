@@ -180,6 +180,41 @@ def test_table_changed_after_a_kill_is_cleaned_up_after(stage: Stage, change: st
     stage.check()
 
 
+@pytest.mark.parametrize("point", ["capture: before the commit", "swap: before the commit"])
+def test_frozen_client_does_not_keep_the_application(stage: Stage, point: str) -> None:
+    """Its machine sleeps, say, while it has the table locked: the server ends the session when its time is up."""
+    locked = "SELECT FROM pg_locks WHERE relation = %s AND mode IN ('ShareRowExclusiveLock', 'AccessExclusiveLock')"
+    with stopped(stage, point) as client:
+        assert len(stage.db.fetchall(locked, (stage.oid,))) >= 1
+        client.freeze()
+        stage.write()
+        stage.compare()
+        client.thaw()
+        assert client.wait() == 5, client.stderr
+        assert "connection to the server was lost" in client.stderr
+    assert not stage.repacked
+    stage.check()
+
+
+def test_signal_while_undoing_ends_the_batch(stage: Stage) -> None:
+    """What is undone, for a reason of its own, is undone to the end; the table that would come next is not begun."""
+    others = Stage(stage.db, "others")
+    arguments = ["repack", "-t", stage.name, "-t", others.name, stage.db.conninfo]
+    with Client(arguments, {"phase: ready", UNDO}) as client:
+        client.await_line("phase: ready")
+        stage.db.execute("CREATE INDEX ON items (code, amount)")
+        client.step()
+        client.await_line(UNDO)
+        client.signal(signal.SIGINT)
+        assert client.wait() == 8, client.stderr
+        assert "interrupted by SIGINT" in client.stderr
+        assert "Still there" not in client.stderr
+    assert not others.repacked
+    assert stage.db.fetchall("SELECT table_name, state FROM pglean.job") == [(stage.name, "undone")]
+    stage.check()
+    others.check()
+
+
 @pytest.mark.parametrize("how", ["signal", "terminated"])
 def test_end_before_the_run_begins(stage: Stage, how: str) -> None:
     """There is no job yet, hence nothing to undo; what is told is the same."""

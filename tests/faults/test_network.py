@@ -10,7 +10,7 @@ from psycopg.conninfo import make_conninfo
 
 import pglean
 from pglean import cli
-from pglean.errors import ConnectionLost
+from pglean.errors import ConnectionLost, UsageError
 from tests.support.oracle import once, until
 from tests.support.proxy import Proxy
 from tests.support.stage import Stage
@@ -104,4 +104,15 @@ def test_connection_lost_at_the_commit_of_the_capture(stage: Stage, proxy: Proxy
     ):
         database.repack(stage.name)
     assert not stage.repacked
+    stage.check()
+
+
+def test_pooler_is_refused(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """Settings, locks and exported snapshots belong to a server process, of which it may give us another each time."""
+    with Proxy(stage.db.server.port, pooling=True) as proxy:
+        assert cli.run(["repack", "-t", "items", conninfo(stage, proxy)]) == UsageError.exit_status
+        assert "the connection goes through a pooler" in capsys.readouterr().err
+        with pytest.raises(UsageError, match="pooler"), pglean.connect(conninfo(stage, proxy)) as database:
+            database.status()
+    assert stage.db.scalar("SELECT to_regnamespace('pglean')") is None
     stage.check()

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import uuid
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from pglean.embedded import EmbeddedServer
+from tests.servers import discover
+
+_OWNERS = ("superuser", "plain")
+_NO_CASE = SimpleNamespace(params={})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each case with one owner, on the next server with the other; with both owners on all servers it is slow."""
+    majors = {bindir: major for major, bindir in discover().items()}
+    for item in items:
+        if not isinstance(item, pytest.Function) or "owner" not in getattr(item, "callspec", _NO_CASE).params:
+            continue
+        owner, bindir = item.callspec.params["owner"], item.callspec.params.get("bindir")
+        case = "-".join(part for part in item.callspec.id.split("-") if part not in _OWNERS and part[:2] != "pg")
+        turn = zlib.crc32(f"{item.originalname} {case}".encode()) + (
+            majors.get(bindir, 0) if isinstance(bindir, Path) else 0
+        )
+        if owner != _OWNERS[turn % 2]:
+            item.add_marker(pytest.mark.slow)
 
 
 def _role(server: EmbeddedServer, name: str) -> str:
@@ -25,7 +48,7 @@ def plain_role(server: EmbeddedServer) -> str:
     return _role(server, "plain role")
 
 
-@pytest.fixture(params=["superuser", "plain"])
+@pytest.fixture(params=_OWNERS)
 def owner(request: pytest.FixtureRequest, server: EmbeddedServer) -> str:
     """Whom the table is to belong to: statements on a plain role's table run behind the guard."""
     return _role(server, "plain role") if request.param == "plain" else "postgres"

@@ -14,11 +14,24 @@ import pytest
 from psycopg import sql
 
 import pglean
+from pglean.capture.trigger import TriggerCapture
 from pglean.errors import ConnectionLost, LockNotObtained, TableChanged
-from pglean.rewrite import cleanup, pipeline
+from pglean.rewrite import cleanup, pipeline, refresh
 from tests.servers import Database, create_database
 from tests.support import oracle
 from tests.support.play import Background, Holder, Play, at, fails
+
+#: Of what each session of ours sets, what would otherwise come from the role, with what it must be.
+SETTINGS = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    "session_replication_role": "origin",
+    "row_security": "off",
+    "enable_tidscan": "on",
+    "zero_damaged_pages": "off",
+    "ignore_checksum_failure": "off",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +236,86 @@ def test_client_that_hangs_under_the_lock(play: Play) -> None:
     play.check()
 
 
+@pytest.mark.parametrize("moment", ["capture: before the commit", "cleanup"])
+def test_client_that_hangs_where_triggers_come_and_go(play: Play, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G5: writers wait for it no longer than for the swap, when capture is switched on, and when it is cleaned up."""
+    mode = "ShareRowExclusiveLock" if moment.startswith("capture") else "AccessExclusiveLock"
+    held = f"SELECT FROM pg_locks WHERE relation = 't'::regclass AND mode = '{mode}' AND granted"
+    found: list[int] = []
+
+    def hang() -> None:
+        found.append(len(play.db.fetchall(held)))
+        oracle.until(lambda: not play.db.fetchall(held), "the lock is let go", timeout_s=5)
+
+    with pglean.connect(play.db.conninfo) as database:
+        if moment == "cleanup":
+            leave(play)
+            switch_off = TriggerCapture.switch_off
+
+            def switch_off_and_hang(capture: TriggerCapture, conn: Any) -> None:
+                switch_off(capture, conn)
+                hang()
+
+            monkeypatch.setattr(TriggerCapture, "switch_off", switch_off_and_hang)
+            with repeating(play.db, WRITE) as others, pytest.raises(ConnectionLost):
+                database.cleanup(pglean.Options(max_lock_ms=200))
+            monkeypatch.setattr(TriggerCapture, "switch_off", switch_off)
+            assert [run.state for run in database.status()] == ["interrupted"]
+            ((_, remains),) = database.cleanup()
+            assert remains == []
+        else:
+            with repeating(play.db, WRITE) as others, at(moment, hang):
+                error = fails(play, ConnectionLost, max_lock_ms=200)
+            assert error.exit_status == 5
+    assert longest(others) < 1.2
+    assert found == [1]
+    play.check()
+    play.repack()
+    play.check()
+
+
+#: A write that changes nothing, so that table and model stay the same.
+WRITE = "UPDATE t SET v = v WHERE id = 7 RETURNING 1"
+
+
+def leave(play: Play) -> None:
+    """Leave what a killed run leaves."""
+
+    def fail() -> None:
+        raise RuntimeError("killed")
+
+    with at("phase: ready", fail), at("undo", fail), pytest.raises(RuntimeError):
+        play.repack()
+
+
+def test_each_statement_under_the_lock_has_what_is_left(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G5: none of them takes as long as the budget, together they do; so the lock is let go, and tried again."""
+    slow: set[str] = set()
+    for name in ("_delete", "_insert"):
+        act = getattr(refresh, name)
+
+        def slowly(run: Any, conn: Any, *rest: Any, name: str = name, act: Any = act) -> None:
+            if name in slow:
+                slow.discard(name)
+                conn.execute("SELECT pg_sleep(0.4)")
+            act(run, conn, *rest)
+
+        monkeypatch.setattr(refresh, name, slowly)
+
+    def write() -> None:
+        play.both("UPDATE {t} SET v = 'late', id = -id WHERE id < 50")
+        slow.update(("_delete", "_insert"))
+
+    told: list[str] = []
+    with at("swap: before the lock", write), repeating(play.db, "SELECT id FROM t LIMIT 1") as others:
+        result = play.repack(max_lock_ms=600, on_progress=lambda progress: told.append(progress.waiting_for))
+    assert [text for text in told if "did not fit into 600 ms" in text]
+    # 800 ms of sleep alone, had they not been stopped.
+    assert result.exclusive_lock_ms < 780
+    assert longest(others) < 1.2
+    play.check()
+
+
 def test_last_changes_do_not_fit_the_budget(play: Play) -> None:
     """G5, G7: the lock is released, the changes are taken over without it, and it is tried again."""
     told: list[str] = []
@@ -237,6 +330,23 @@ def test_last_changes_do_not_fit_the_budget(play: Play) -> None:
     assert [text for text in told if "did not fit into 60 ms" in text]
     assert longest(others) < 1.0
     assert result.exclusive_lock_ms < 500
+    play.check()
+
+
+@pytest.mark.parametrize("point", ["copy: before a chunk", "phase: catching up", "swap: before the lock"])
+def test_copy_is_locked_by_somebody(play: Play, point: str) -> None:
+    """REINDEX DATABASE and the like take the copy for a table of theirs; it is waited for, and nothing is lost."""
+    # The first run of an empty database.
+    holder = Holder(play.db, "LOCK TABLE pglean.shadow_1 IN SHARE MODE")
+
+    def hold() -> None:
+        play.both("UPDATE {t} SET v = 'x', id = id + 5000 WHERE id < 50")
+        holder.hold()
+
+    with at(point, hold), repeating(play.db, "SELECT id FROM t LIMIT 1") as others:
+        play.repack(on_progress=holder.on_progress, lock_timeout_ms=50)
+        assert longest(others) < 1.0
+    assert holder.told
     play.check()
 
 
@@ -314,6 +424,8 @@ def test_settings_of_the_role_do_not_reach_us(db: Database) -> None:
             "DateStyle": "'German'",
             "check_function_bodies": "off",
             "enable_tidscan": "off",
+            "zero_damaged_pages": "on",
+            "ignore_checksum_failure": "on",
             "work_mem": "'64kB'",
         }.items():
             db.execute(
@@ -335,6 +447,10 @@ def test_settings_of_the_role_do_not_reach_us(db: Database) -> None:
             pglean.connect(db.server.conninfo(db.name, user="admin2")) as database,
         ):
             database.repack("t", verify="full")
+            with database.server.connect("test") as conn:
+                for setting, value in SETTINGS.items():
+                    query = "SELECT setting FROM pg_settings WHERE name = %s AND source = 'session'"
+                    assert conn.execute(query, (setting,)).fetchall() == [(value,)], setting
         assert db.scalar("SELECT count(*) FROM t") == 3000
         oracle.assert_sound(db, "t")
         oracle.assert_nothing_left(db)
@@ -384,6 +500,78 @@ def test_views_plans_and_prepared_statements_go_on_working(play: Play) -> None:
     use("changed")
     db.execute("REFRESH MATERIALIZED VIEW mw")
     assert db.fetchall(oids) == before
+    play.check()
+
+
+@pytest.mark.usefixtures("small_portions")
+@pytest.mark.parametrize(
+    ("statement", "harmless"),
+    [
+        ("ALTER TABLE {t} ADD COLUMN more int", False),
+        ("TRUNCATE {t}", False),
+        ("ALTER TABLE {t} ALTER v SET DEFAULT 'x'", True),
+    ],
+    ids=["add-column", "truncate", "set-default"],
+)
+def test_ddl_that_waits_for_a_shared_refresh(play: Play, statement: str, harmless: bool) -> None:
+    """G5: it waits for the coordinator's lock, the workers would wait for it, and every reader behind all of them.
+
+    So the workers give up, the refresh with them, and the statement gets through.
+    """
+    waiting: list[Background] = []
+
+    def ask() -> None:
+        waiting.append(Background(lambda: play.both(statement)))
+        oracle.until(
+            lambda: bool(play.db.fetchall("SELECT FROM pg_locks WHERE relation = 't'::regclass AND NOT granted")),
+            "it waits for its lock",
+        )
+
+    with (
+        at("copy: before a chunk", lambda: play.both("UPDATE {t} SET v = 'x' WHERE id < 900")),
+        repeating(play.db, "SELECT count(*) FROM t WHERE id = 7") as others,
+        at("refresh: between the halves", ask),
+    ):
+        if harmless:
+            play.repack(wait_timeout_s=6)
+        else:
+            assert fails(play, TableChanged, wait_timeout_s=6).exit_status == 6
+        waiting[0].result(1)
+    assert longest(others) < 1.2
+    play.check()
+
+
+@pytest.mark.parametrize(
+    "statement", ["ALTER TABLE {t} RENAME COLUMN id TO ident", "ALTER TABLE {t} ALTER id TYPE text"]
+)
+def test_writes_while_an_index_is_built_of_a_table_that_was_changed(play: Play, statement: str) -> None:
+    """G5: our triggers name the key's columns. The change is noticed before the hours of an index build are over."""
+    column = "ident" if "RENAME" in statement else "id"
+    failed: list[str] = []
+    took: list[float] = []
+
+    def works() -> bool:
+        try:
+            play.both(
+                f"UPDATE {{t}} SET v = 'after' WHERE {column}::text = '5';"
+                f"INSERT INTO {{t}} ({column}, u) VALUES ('9001', 9001);"
+                f"DELETE FROM {{t}} WHERE {column}::text = '6'"
+            )
+        except psycopg.Error as error:
+            failed.append(str(error))
+            return False
+        return True
+
+    def change() -> None:
+        play.both(statement)
+        began = time.monotonic()
+        oracle.until(works, "the application writes again", timeout_s=5)
+        took.append(time.monotonic() - began)
+
+    with at("index: before a build", change):
+        error = fails(play, TableChanged)
+    assert error.exit_status == 6
+    assert took[0] < 2.5
     play.check()
 
 

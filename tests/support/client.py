@@ -135,6 +135,14 @@ class Client:
             # Meanwhile other threads may come to the point.
             assert line is not None, f"ended with status {self.wait()}: {self.stderr}"
 
+    def freeze(self) -> None:
+        """SIGSTOP: all of its threads stand still, wherever they are, until `thaw`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()

@@ -1,4 +1,4 @@
-"""A TCP proxy before a server, which can cut the connections that go through it."""
+"""A TCP proxy before a server, which can cut the connections that go through it, or pose as a pooler."""
 
 from __future__ import annotations
 
@@ -12,16 +12,24 @@ from typing import Literal, Self
 Cut = Literal["request", "answer"]
 
 
-class Proxy:
-    """Listens on a port of its own; new connections are always accepted."""
+#: How the message begins in which a server tells its process id: BackendKeyData, of protocol 3.0.
+_KEY_DATA = b"K" + (12).to_bytes(4, "big")
 
-    def __init__(self, port: int) -> None:
+
+class Proxy:
+    """Listens on a port of its own; new connections are always accepted.
+
+    `pooling`: clients are told a process id that is not the server's, as by a pooler, whose sessions are not its.
+    """
+
+    def __init__(self, port: int, *, pooling: bool = False) -> None:
         self._target = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._armed: tuple[bytes, Cut] | None = None
+        self._pooling = pooling
         self._threads = [threading.Thread(target=self._accept)]
 
     def __enter__(self) -> Self:
@@ -82,6 +90,9 @@ class Proxy:
     def _answers(self, client: socket.socket, server: socket.socket, mute: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while (data := server.recv(65536)) and not mute.is_set():
+                if self._pooling and (at := data.find(_KEY_DATA)) >= 0:
+                    pid = at + len(_KEY_DATA)
+                    data = data[:pid] + (1).to_bytes(4, "big") + data[pid + 4 :]
                 client.sendall(data)
         self._end(client, server)
 

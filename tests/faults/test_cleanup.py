@@ -1,0 +1,142 @@
+"""`cleanup` where not all is as a run has left it: in a restored dump, beside a run that ends, after one that fails."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pglean
+from pglean.embedded import EmbeddedServer
+from pglean.locks import claim
+from pglean.rewrite import cleanup
+from tests.servers import create_database
+from tests.support.oracle import assert_nothing_left, assert_sound, once, until
+from tests.support.play import Background
+from tests.support.stage import Stage
+
+
+def leave(stage: Stage) -> int:
+    """Leave what a killed run leaves; returns its number."""
+
+    def fail() -> None:
+        raise RuntimeError("killed")
+
+    with (
+        once("phase: ready", fail),
+        once("undo", fail),
+        pglean.connect(stage.db.conninfo) as database,
+        pytest.raises(RuntimeError),
+    ):
+        database.repack(stage.name)
+    stage.deserted()
+    return int(stage.db.scalar("SELECT max(id) FROM pglean.job"))
+
+
+def test_restored_dump_of_a_run_in_progress(stage: Stage, server: EmbeddedServer, tmp_path: Path) -> None:
+    """There the triggers are on a table with another OID, which no row of ours knows; they would fail every write."""
+    file = tmp_path / "dump.sql"
+
+    def dump() -> None:
+        stage.write()
+        server.run("pg_dump", f"--file={file}", dbname=stage.db.name)
+
+    with create_database(server) as restored:
+        # So that nothing gets the number that it had.
+        restored.execute("CREATE TABLE in_front (); DROP TABLE in_front")
+        with once("phase: ready", dump), pglean.connect(stage.db.conninfo) as database:
+            database.repack(stage.name)
+        stage.check()
+        server.run("psql", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={file}", dbname=restored.name)
+        triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'pglean%' AND tgrelid = 'items'::regclass"
+        assert restored.scalar(triggers) == 3
+        with pglean.connect(restored.conninfo) as database:
+            ((run, remains),) = database.cleanup()
+            assert (run.table, remains) == (stage.name, [])
+            assert database.status() == []
+            assert_nothing_left(restored)
+            restored.execute("UPDATE items SET note = 'restored' WHERE id = 8")
+            database.repack(stage.name, verify="full")
+        assert restored.scalar("SELECT count(*) FROM items WHERE note = 'restored'") == 1
+        assert_sound(restored, stage.name)
+        assert_nothing_left(restored)
+
+
+def test_next_run_in_a_restored_dump(stage: Stage, server: EmbeddedServer, tmp_path: Path) -> None:
+    """Nobody has to know of `cleanup` for the run that repacks the restored table to go through."""
+    file = tmp_path / "dump.sql"
+
+    def dump() -> None:
+        server.run("pg_dump", f"--file={file}", dbname=stage.db.name)
+
+    with once("phase: ready", dump), pglean.connect(stage.db.conninfo) as database:
+        database.repack(stage.name)
+    with create_database(server) as restored:
+        server.run("psql", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={file}", dbname=restored.name)
+        with pglean.connect(restored.conninfo) as database:
+            database.repack(stage.name, verify="full")
+            database.cleanup()
+        assert_sound(restored, stage.name)
+        assert_nothing_left(restored)
+
+
+def test_one_that_fails_does_not_keep_the_others(stage: Stage) -> None:
+    """Somebody's view reads the copy that one run has left: that one is told of, the others are undone."""
+    others = Stage(stage.db, "others")
+    first = leave(stage)
+    second = leave(others)
+    stage.db.execute(f"CREATE VIEW peeking AS SELECT id FROM pglean.shadow_{first}")
+    with pglean.connect(stage.db.conninfo) as database:
+        outcome = {run.id: remains for run, remains in database.cleanup()}
+        assert outcome.keys() == {first, second}
+        assert "depend" in outcome[first][0]
+        assert outcome[second] == []
+        ((run),) = database.status()
+        assert (run.id, run.state) == (first, "remains")
+        assert run.error is not None
+        assert "depend" in run.error
+        # The application goes on, on both.
+        for each in (stage, others):
+            each.write()
+            each.compare()
+        stage.db.execute("DROP VIEW peeking")
+        ((_, remains),) = database.cleanup()
+        assert remains == []
+    stage.check()
+    others.check()
+
+
+def test_run_that_ends_while_it_is_looked_at(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listed as running, over when it is claimed: what it has told of itself stays as it is."""
+    standing, go_on = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        standing.set()
+        assert go_on.wait(20)
+
+    def repack() -> None:
+        with pglean.connect(stage.db.conninfo) as database:
+            database.repack(stage.name)
+
+    history = "SELECT to_jsonb(j) FROM pglean.job AS j"
+    ended: list[Any] = []
+    with once("phase: cleaning", stand), pglean.connect(stage.db.conninfo) as database:
+        run = Background(repack)
+        assert standing.wait(20)
+
+        def claim_late(conn: Any, oid: int) -> bool:
+            go_on.set()
+            run.result()
+            until(lambda: stage.sessions() == [conn.info.backend_pid], "the sessions of the run have ended")
+            ended.extend(stage.db.fetchall(history))
+            return claim(conn, oid)
+
+        monkeypatch.setattr(cleanup, "claim", claim_late)
+        assert database.cleanup() == []
+    ((row,),) = ended
+    assert row["state"] == "done"
+    assert row["result"] is not None
+    assert stage.db.fetchall(history) == ended
+    stage.check()
