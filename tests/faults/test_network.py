@@ -51,7 +51,10 @@ def test_connections_cut_during_a_long_statement(
 ) -> None:
     stage.db.execute(_SLOW)
     stage.db.execute(f"ALTER DATABASE {stage.db.name} SET test.slow = on")
-    building = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'CREATE INDEX \"twin%slowly%'"
+    building = (
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE state = 'active' AND query LIKE 'REINDEX INDEX%' AND application_name LIKE '%slowly%'"
+    )
     status: list[int] = []
     try:
         arguments = ["repack", "-t", "items", "-j", "1", conninfo(stage, proxy)]

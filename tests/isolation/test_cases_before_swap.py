@@ -358,7 +358,7 @@ def test_change_between_the_first_two_looks(play: Play, monkeypatch: pytest.Monk
         nonlocal looks
         looks += 1
         table = load(conn, oid)
-        if looks == 2:
+        if looks == 1:
             play.both("ALTER TABLE {t} ADD COLUMN seven int NOT NULL DEFAULT 7")
         return table
 

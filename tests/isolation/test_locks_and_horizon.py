@@ -297,7 +297,7 @@ def test_each_statement_under_the_lock_has_what_is_left(play: Play, monkeypatch:
         def slowly(run: Any, conn: Any, *rest: Any, name: str = name, act: Any = act) -> None:
             if name in slow:
                 slow.discard(name)
-                conn.execute("SELECT pg_sleep(0.4)")
+                conn.execute("SELECT pg_sleep(0.9)")
             act(run, conn, *rest)
 
         monkeypatch.setattr(refresh, name, slowly)
@@ -308,11 +308,11 @@ def test_each_statement_under_the_lock_has_what_is_left(play: Play, monkeypatch:
 
     told: list[str] = []
     with at("swap: before the lock", write), repeating(play.db, "SELECT id FROM t LIMIT 1") as others:
-        result = play.repack(max_lock_ms=600, on_progress=lambda progress: told.append(progress.waiting_for))
-    assert [text for text in told if "did not fit into 600 ms" in text]
-    # 800 ms of sleep alone, had they not been stopped.
-    assert result.exclusive_lock_ms < 780
-    assert longest(others) < 1.2
+        result = play.repack(max_lock_ms=1000, on_progress=lambda progress: told.append(progress.waiting_for))
+    assert [text for text in told if "did not fit into 1000 ms" in text]
+    # 1,800 ms of sleep alone, had the second not been stopped.
+    assert result.exclusive_lock_ms < 1500
+    assert longest(others) < 1.7
     play.check()
 
 
@@ -420,7 +420,8 @@ def test_settings_of_the_role_do_not_reach_us(db: Database) -> None:
             "session_replication_role": "replica",
             "row_security": "on",
             "quote_all_identifiers": "on",
-            "standard_conforming_strings": "off",
+            # From 19 on it is never off.
+            **({"standard_conforming_strings": "off"} if db.server.version < 190000 else {}),
             "DateStyle": "'German'",
             "check_function_bodies": "off",
             "enable_tidscan": "off",
@@ -542,7 +543,9 @@ def test_ddl_that_waits_for_a_shared_refresh(play: Play, statement: str, harmles
 
 
 @pytest.mark.parametrize(
-    "statement", ["ALTER TABLE {t} RENAME COLUMN id TO ident", "ALTER TABLE {t} ALTER id TYPE text"]
+    "statement",
+    ["ALTER TABLE {t} RENAME COLUMN id TO ident", "ALTER TABLE {t} ALTER id TYPE text"],
+    ids=["rename", "retype"],
 )
 def test_writes_while_an_index_is_built_of_a_table_that_was_changed(play: Play, statement: str) -> None:
     """G5: our triggers name the key's columns. The change is noticed before the hours of an index build are over."""
