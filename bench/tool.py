@@ -82,7 +82,12 @@ class Tool:
 
     def run(self, cap_s: float) -> Finished:
         """Run it to its end, or for `cap_s` seconds."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        # Without compiled modules pglean would be translated anew at each start, which no installed program is.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PG") and name != "PYTHONDONTWRITEBYTECODE"
+        }
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             started, start = time.time(), time.perf_counter()
             process = subprocess.Popen(

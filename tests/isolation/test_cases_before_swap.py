@@ -454,7 +454,11 @@ def trouble(db: Database) -> int:
     if db.server.version < 150000:
         return 0
     return int(
-        db.scalar("SELECT coalesce(sum(apply_error_count + sync_error_count), 0) FROM pg_stat_subscription_stats")
+        # The columns are not called the same in all versions.
+        db.scalar(
+            "SELECT coalesce(sum(value::bigint), 0) FROM pg_stat_subscription_stats AS s, jsonb_each_text(to_jsonb(s))"
+            " WHERE key LIKE '%error_count'"
+        )
     )
 
 
