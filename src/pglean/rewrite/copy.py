@@ -126,6 +126,8 @@ def run(run: Run) -> None:
     run.reporter.total(run.blocks, "blocks")
     crew = Crew(run.workers.count)
     run.workers.every(lambda conn, worker, number: _copy(run, conn, worker, number, ranges, crew))
+    if run.workers.count > 1 and crew.decided.is_set():
+        run.parallel_pays = crew.joined.is_set()
 
 
 def _copy(run: Run, conn: Connection, worker: str, number: int, ranges: Ranges, crew: Crew) -> None:
@@ -155,7 +157,9 @@ def _freeze_meanwhile(run: Run, conn: Connection, number: int, ranges: Ranges) -
         if run.workers.stopping.is_set():
             return
         run.server.rest(_ASK_S)
-    vacuum(run, conn)
+    run.parallel_pays = False
+    if run.workers_to_spare(conn):
+        vacuum(run, conn)
 
 
 def _chunk(run: Run, conn: Connection, worker: str, first: int, end: int) -> int:

@@ -75,7 +75,7 @@ def _create(conn: Connection, job: Job, index: Index, text: str | None) -> int:
 
 
 def run(run: Run) -> None:
-    """Build all twins, as many at once as there are workers.
+    """Build all twins, as many at once as there are workers to spare.
 
     The shadow holds what the table held in one snapshot, in which the constraints were true: unique twins can be built.
     The one with most work comes first: begun last, it would be built alone while the other workers have nothing to do.
@@ -83,7 +83,15 @@ def run(run: Run) -> None:
     efforts: dict[int, float] = dict(run.control.execute(query("indexes.effort"), {"oid": run.table.oid}).fetchall())
     indexes = sorted(run.table.indexes, key=lambda index: -float(efforts.get(index.oid, 0)))
     run.reporter.total(len(indexes), "indexes")
-    run.workers.each(indexes, lambda conn, _, index: _build(run, conn, index, len(indexes)))
+
+    def build(conn: Connection, _: str, index: Index) -> None:
+        _build(run, conn, index, len(indexes))
+
+    if run.workers_to_spare(run.control):
+        run.workers.each(indexes, build)
+    else:
+        for index in indexes:
+            run.workers.each([index], build)
     run.twins = jobs.twins(run.control, run.job.id)
 
 

@@ -47,7 +47,12 @@ class Job:
     @property
     def changes(self) -> sql.Identifier:
         """The table of recorded keys."""
-        return sql.Identifier(SCHEMA, f"changes_{self.id}")
+        return sql.Identifier(*self.changes_name.split("."))
+
+    @property
+    def changes_name(self) -> str:
+        """The same, as text for regclass: nothing in it needs quotes."""
+        return f"{SCHEMA}.changes_{self.id}"
 
     def twin_name(self, index_oid: int) -> str:
         """The shadow's index that stands for an index of the table."""

@@ -77,6 +77,7 @@ def _capture(run: Run) -> None:
         except OverBudget as error:
             patience.pause(run.table, Mode.SHARE_ROW_EXCLUSIVE, str(error), ())
             continue
+        run.captured_at = time.monotonic()
         return
 
 

@@ -21,13 +21,15 @@ from pglean.locks import Mode, Patience, Policy, locked
 from pglean.progress import Reporter
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job
-from pglean.server import Connection, Server, set_purpose
+from pglean.server import Connection, Server, scalar, set_purpose
 from pglean.table import Table
 
 T = TypeVar("T")
 
 _TICK_S = 0.25
 _HEARTBEAT_S = 2.0
+#: A record in the change table, about; and so many of them a second that the application would notice us.
+_RECORD_BYTES, _BUSY_PER_S = 40, 200
 
 
 class Workers:
@@ -114,6 +116,10 @@ class Run:
     capture_identity: Any = None
     #: Blocks of the heap to be copied.
     blocks: int = 0
+    #: When the capture was switched on, by the monotonic clock.
+    captured_at: float = 0.0
+    #: Whether several workers were faster than one; None where that was not found out.
+    parallel_pays: bool | None = None
     #: Index of the table -> its twin.
     twins: dict[int, int] = field(default_factory=dict)
     #: Whether all of the shadow was visible to everybody when it was last vacuumed.
@@ -185,6 +191,18 @@ class Run:
         if idle and now - self._beat >= _HEARTBEAT_S:
             self._beat = now
             jobs.beat(self.control, self.job.id, asdict(self.reporter.state))
+
+    def workers_to_spare(self, conn: Connection) -> bool:
+        """Whether more than one worker may be busy: not where that gains little and takes it from an application.
+
+        Few processors are shared with whoever writes to the table. What it writes is estimated from the size of the
+        change table.
+        """
+        if self.parallel_pays is not False:
+            return True
+        size = scalar(conn, "SELECT pg_catalog.pg_relation_size(%s::pg_catalog.regclass)", (self.job.changes_name,))
+        elapsed = max(time.monotonic() - self.captured_at, 0.001)
+        return bool(size / _RECORD_BYTES / elapsed < _BUSY_PER_S)
 
     def reach(self, point: str) -> None:
         """A named pause point, and a look at whether somebody wants us to stop."""
