@@ -118,9 +118,11 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """Something that a person should read."""
-        self.update(message=text)
+        with self._lock:
+            self._state = replace(self._state, message=text)
         self._tell(force=True)
-        self.update(message="")
+        with self._lock:
+            self._state = replace(self._state, message="")
 
     def update(self, **changes: Any) -> None:
         with self._lock:

@@ -68,8 +68,9 @@ def result_summary(result: Result) -> RenderableType:
         f"exclusive lock {result.exclusive_lock_ms:.0f} ms; {result.changes_applied:,} changes taken over meanwhile;"
         f" {bytes_text(result.wal_bytes)} of WAL written by the server",
     ]
-    if result.rows:
-        facts.append(f"{result.rows:,} rows verified")
+    if result.verify != "none":
+        how = "compared one by one" if result.verify == "full" else "counted in the table and in its copy"
+        facts.append(f"{result.rows:,} rows {how} before the swap")
     if not result.frozen:
         facts.append("not all pages are frozen: they were being written, or an older snapshot was open")
     return Group(Text(result.table, style="bold"), sizes, *(Text(fact) for fact in facts))

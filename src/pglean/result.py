@@ -39,6 +39,8 @@ class Result:
     elapsed_s: float
     #: Seconds per phase, in order.
     phases: dict[str, float]
+    #: How both tables were compared: none, count or full.
+    verify: str = "count"
     status: Literal["done"] = "done"
 
     @property

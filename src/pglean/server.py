@@ -171,6 +171,8 @@ class Server:
         return conn
 
     def _make_safe(self, conn: Connection) -> None:
+        # A name in another encoding must reach the server as it was read from it.
+        conn.execute("SET client_encoding TO 'UTF8'")
         self._search_path = str(_one(conn, "SELECT pg_catalog.current_setting('search_path')"))
         # Not every version has every setting. Who may not set some is refused later, with all that stands in the way
         # (`checks`); here he must get in.
@@ -189,8 +191,6 @@ class Server:
                 detail="Settings, locks and snapshots of a session must stay with one server process.",
                 hint="Connect to the server itself.",
             )
-        # A name in another encoding must reach the server as it was read from it.
-        conn.execute("SET client_encoding TO 'UTF8'")
 
     # ---- interruption
 

@@ -136,11 +136,12 @@ class _Lines:
                 return
             self._phase, self._last, self._waiting = progress.phase, now, progress.waiting_for
             done = f" {progress.fraction:.0%}" if progress.fraction else ""
+            if progress.message:
+                self._write(f"{progress.table}: {progress.message}" if progress.table else progress.message)
+                return
             text = [f"{progress.table}: {progress.phase}{done}", _figures(progress)]
             if progress.waiting_for:
                 text.append(f"waiting for {progress.waiting_for}")
-            if progress.message:
-                text.append(progress.message)
             self._write(", ".join(part for part in text if part))
 
 

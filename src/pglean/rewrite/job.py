@@ -143,8 +143,8 @@ def create(conn: Connection, table: Table, options: Options, fingerprint: Finger
             "relation": table.oid,
             "schema": table.schema,
             "name": table.name,
-            "options": Jsonb(options.as_json()),
-            "fingerprint": Jsonb(fingerprint),
+            "options": _json(options.as_json()),
+            "fingerprint": _json(fingerprint),
             "client": f"{socket.gethostname()}:{os.getpid()}",
             "version": version,
         },
@@ -177,12 +177,12 @@ def state_of(conn: Connection, job_id: int) -> str | None:
 
 def beat(conn: Connection, job_id: int, progress: dict[str, Any]) -> None:
     """Persist the heartbeat with the latest progress."""
-    conn.execute(query("job.beat"), {"job": job_id, "progress": Jsonb(progress)})
+    conn.execute(query("job.beat"), {"job": job_id, "progress": _json(progress)})
 
 
 def record_capture(conn: Connection, job_id: int, identity: Any, blocks: int) -> None:
     """Persist what identifies the capture, and the blocks to be copied, in the transaction that switched it on."""
-    conn.execute(query("job.capture"), {"job": job_id, "capture": Jsonb(identity), "blocks": blocks})
+    conn.execute(query("job.capture"), {"job": job_id, "capture": _json(identity), "blocks": blocks})
 
 
 def record_chunk(conn: Connection, job_id: int, first: int, end: int, rows: int) -> None:
@@ -223,8 +223,8 @@ def finish(
             "job": job_id,
             "phase": None if state == "remains" else int(Phase.DONE if state == "done" else Phase.UNDONE),
             "state": state,
-            "error": error,
-            "result": None if result is None else Jsonb(result, dumps=_dumps),
+            "error": None if error is None else error.replace("…", "..."),
+            "result": None if result is None else _json(result),
         },
     )
 
@@ -238,8 +238,9 @@ def analyze(conn: Connection, table: Table) -> None:
         conn.execute("SET lock_timeout = 0")
 
 
-def _dumps(value: Any) -> str:
-    return json.dumps(value, default=str)
+def _json(value: Any) -> Jsonb:
+    """Characters as they are, not as escapes: a database in another encoding than UTF-8 has no use for these."""
+    return Jsonb(value, dumps=lambda v: json.dumps(v, default=str, ensure_ascii=False).replace("…", "..."))
 
 
 # ---- what status shows

@@ -20,7 +20,7 @@ from pglean.capture.trigger import TriggerCapture
 from pglean.errors import CaptureGap, ConnectionLost, LockNotObtained, PgleanError, Refused
 from pglean.locks import Mode, OverBudget, Patience, Policy, claim, claimed, locked
 from pglean.options import Options
-from pglean.progress import Callback, Reporter
+from pglean.progress import Callback, Progress, Reporter
 from pglean.result import RelationSize, Result
 from pglean.rewrite import catchup, checks, cleanup, copy, indexes, refresh, shadow, swap, verify
 from pglean.rewrite import job as jobs
@@ -154,10 +154,12 @@ def repack(server: Server, oid: int, options: Options, on_progress: Callback | N
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return _repack(server, oid, options, on_progress)
-        except CaptureGap:
+        except CaptureGap as gap:
             # What was copied is worth nothing; what remains to be done is the same as before.
             if attempt == _ATTEMPTS:
                 raise
+            if on_progress is not None:
+                on_progress(Progress(0, "", "planned", message=f"{gap.message}: the run begins again"))
     raise AssertionError("unreachable")
 
 
@@ -190,6 +192,7 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
                 frozen=run.frozen,
                 elapsed_s=round(time.monotonic() - started, 3),
                 phases={name: round(seconds, 3) for name, seconds in phases.items()},
+                verify=options.verify.value,
             )
             jobs.finish(control, job.id, "done", result=result.as_json())
         except BaseException as error:
@@ -297,7 +300,13 @@ def _undo(server: Server, job: jobs.Job, options: Options, reason: str) -> tuple
                 raise LockNotObtained(f"a session of run {job.id} still lives on the server")
             # Another run has taken the table: it removed what this one had left before it began.
             return [], _swapped(conn, job)
-        remains = cleanup.remove(server, conn, job.id, _patience(server, options, _UNDO_WAIT_S))
+        try:
+            remains = cleanup.remove(server, conn, job.id, _patience(server, options, _UNDO_WAIT_S))
+        except psycopg.Error as error:
+            # An event trigger that forbids DROP, for one. Whether the table was swapped must be told all the same.
+            if conn.closed:
+                raise
+            remains = [str(error).strip().splitlines()[0]]
         # Asked only now: a COMMIT whose connection was lost may have been under way, and its locks were waited for.
         swapped = _swapped(conn, job)
         state = "remains" if remains else "done" if swapped else "undone"

@@ -40,7 +40,7 @@ UPDATE pg_catalog.pg_depend AS d
    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid IN (%(table)s, %(shadow)s) AND d.deptype = 'i'
 
 -- name: toast_options
--- What the table's old TOAST table was told (ALTER TABLE … SET (toast.…)) goes to the new one, and back. Where there was none
+-- What the table's old TOAST table was told (ALTER TABLE ... SET (toast....)) goes to the new one, and back. Where there was none
 -- (all columns were PLAIN from the start, which the shadow's become after it was made), nothing was told.
 UPDATE pg_catalog.pg_class AS t
    SET reloptions = o.reloptions
