@@ -107,7 +107,7 @@ def repack_command(
 ) -> None:
     """Rewrite tables while applications read and write them, and give the space back.
 
-    Nobody is cancelled unless --kill-backend is given. Ctrl-C undoes what was begun.
+    Nobody but an autovacuum worker is cancelled unless --kill-backend is given. Ctrl-C undoes what was begun.
 
     \b
     Exit status: 0 done, 1 unexpected error, 2 usage, 3 refused by preflight,

@@ -107,7 +107,7 @@ class Run:
 
     server: Server
     job: Job
-    #: The session that holds the claim, writes the job's row, takes the locks.
+    #: The session that writes the job's row and takes the locks; the claim is held by that of `watch`.
     control: Connection
     workers: Workers
     capture: ChangeCapture
