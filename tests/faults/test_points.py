@@ -80,8 +80,7 @@ def test_terminated_session_is_survived(stage: Stage, point: str) -> None:
         file = stage.file
         outcome = repack(stage, fault)
         assert fault.struck
-        if point != "analyze":
-            assert len(sessions) == 4
+        assert len(sessions) == 4
         # A worker that nobody needs any more may end as it likes; the watch is missed only as long as it watches.
         if number != 1 and isinstance(outcome, Result):
             assert stage.file != file

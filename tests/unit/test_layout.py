@@ -27,6 +27,7 @@ ORDER = [
     "server",
     "catalog",
     "locks",
+    "processors",
     "progress",
     "guard",
     "capture.*",

@@ -27,7 +27,6 @@ PHASES = (
     "ready",
     "swapping",
     "cleaning",
-    "analyze",
 )
 
 _LINE_INTERVAL_S = 10.0

@@ -93,7 +93,8 @@ def drain(run: Run) -> Flow:
     with contextlib.ExitStack() as stack:
         brake: Brake | None = None
         while True:
-            done = refresh.round_(run)
+            # Where all processors are busy, one session does it, unless it does not get ahead of the writers.
+            done = refresh.round_(run, alone=run.crowded and flow.stuck == 0 and brake is None)
             consumed += done.records
             flow.learn(done)
             if flow.calm() or flow.fits(budget_ms):

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 from psycopg import sql
 
 from pglean import guard
+from pglean.processors import Meter
 from pglean.rewrite import job as jobs
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns, vacuum
-from pglean.server import Connection
+from pglean.server import Connection, scalar
+from pglean.sql import query
 from pglean.table import Table
 
 _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
@@ -30,6 +33,10 @@ _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
 _TRIAL_S, _ASK_S = 0.4, 0.05
 #: All workers together must be so much faster than one.
 _PAYS = 1.25
+#: So many commits of others that wait for the disk are a queue; how often it is looked at; how often in vain.
+_QUEUE, _QUEUE_LOOK_S, _IN_VAIN = 2, 0.01, 2
+#: The target time of a chunk after which there was a queue.
+_GENTLE_MS = 100
 #: Share of the table that is copied when an idle worker begins to freeze.
 _FREEZE_FROM = 0.7
 
@@ -61,6 +68,13 @@ class Ranges:
             self._next = min(first + int(min(self._size, fair)), self._end)
             return first, self._next
 
+    def gently(self) -> None:
+        """From now on make them short."""
+        with self._lock:
+            if self._target_ms > _GENTLE_MS:
+                self._size *= _GENTLE_MS / self._target_ms
+                self._target_ms = _GENTLE_MS
+
     def took(self, blocks: int, elapsed_ms: float) -> None:
         """Learn from a chunk: at most twice, at least half the size next time."""
         ideal = blocks * self._target_ms / max(elapsed_ms, 0.1)
@@ -73,8 +87,8 @@ class Crew:
     """Whether all workers copy, or one alone.
 
     Several sessions that fill one file wait for each other to extend it, and for the WAL. Where that eats up what a
-    second processor would give, it is better left to the application. So one begins, the others join for a trial,
-    and stay only if the whole gets faster.
+    second processor would give, it is better left to the application. So one begins; the others join for a trial
+    where a processor is idle meanwhile, and stay only if the whole gets faster.
     """
 
     def __init__(self, workers: int) -> None:
@@ -89,8 +103,8 @@ class Crew:
         if workers == 1:
             self.decided.set()
 
-    def did(self, blocks: int) -> None:
-        """Learn from a chunk."""
+    def did(self, blocks: int, crowded: Callable[[], bool] = lambda: False) -> None:
+        """Learn from a chunk; `crowded` tells whether all processors have been busy."""
         with self._lock:
             self._blocks += blocks
             elapsed = time.monotonic() - self._began
@@ -99,7 +113,10 @@ class Crew:
             rate = self._blocks / elapsed
             if not self.joined.is_set():
                 self._alone = rate
-                self.joined.set()
+                if crowded():
+                    self.decided.set()
+                else:
+                    self.joined.set()
             else:
                 if rate < _PAYS * self._alone:
                     self.joined.clear()
@@ -114,6 +131,34 @@ class Crew:
         return self.joined.is_set()
 
 
+class Courtesy:
+    """Lets others' commits go first.
+
+    Each has to wait until the disk has all of the WAL before it, ours too. Where a queue has formed during a chunk, it
+    may pass before the next one. A queue that does not pass is not of our making: an application writes as
+    fast as it can. (Tried at 4,000 updates a second on two processors: p99 60 ms instead of 200 ms; with updates flat
+    out waiting only made the copy twice as long.)
+    """
+
+    def __init__(self) -> None:
+        self._in_vain = 0
+
+    def give_way(self, run: Run, conn: Connection, chunk_s: float) -> bool:
+        """Wait for a queue to pass, as long as the chunk took at most; whether there was one that is our making."""
+        if self._in_vain >= _IN_VAIN:
+            return False
+        deadline = time.monotonic() + chunk_s
+        queued = False
+        while int(scalar(conn, query("report.wal_waiters"))) >= _QUEUE:
+            queued = True
+            if time.monotonic() > deadline:
+                self._in_vain += 1
+                return False
+            run.server.rest(_QUEUE_LOOK_S)
+        self._in_vain = 0
+        return queued
+
+
 def _first_blocks(table: Table) -> int:
     """The first chunk's size, before anything was measured: smaller where much of a row lies in the TOAST table."""
     share = table.heap_bytes / max(table.heap_bytes + (table.toast.bytes if table.toast else 0), 1)
@@ -125,12 +170,30 @@ def run(run: Run) -> None:
     ranges = Ranges(run.blocks, run.job.options.chunk_ms, run.workers.count, _first_blocks(run.table))
     run.reporter.total(run.blocks, "blocks")
     crew = Crew(run.workers.count)
-    run.workers.every(lambda conn, worker, number: _copy(run, conn, worker, number, ranges, crew))
+    meter = Meter(run.control)
+
+    def work(conn: Connection, worker: str, number: int) -> None:
+        def crowded() -> bool:
+            run.crowded = meter.busy(conn)
+            return run.crowded
+
+        _copy(run, conn, worker, number, ranges, crew, crowded)
+
+    run.workers.every(work)
     if run.workers.count > 1 and crew.decided.is_set():
         run.parallel_pays = crew.joined.is_set()
 
 
-def _copy(run: Run, conn: Connection, worker: str, number: int, ranges: Ranges, crew: Crew) -> None:
+def _copy(
+    run: Run,
+    conn: Connection,
+    worker: str,
+    number: int,
+    ranges: Ranges,
+    crew: Crew,
+    crowded: Callable[[], bool],
+) -> None:
+    courtesy = Courtesy()
     while not run.workers.stopping.is_set() and ranges.handed_out < 1:
         if not crew.works(number):
             if crew.decided.is_set():
@@ -145,7 +208,9 @@ def _copy(run: Run, conn: Connection, worker: str, number: int, ranges: Ranges, 
         started = time.monotonic()
         rows = run.again(partial(_chunk, run, conn, worker, first, end))
         ranges.took(end - first, (time.monotonic() - started) * 1000)
-        crew.did(end - first)
+        crew.did(end - first, crowded)
+        if courtesy.give_way(run, conn, time.monotonic() - started):
+            ranges.gently()
         run.reporter.advance(end - first, rows=rows)
 
 

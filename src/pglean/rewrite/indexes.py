@@ -87,11 +87,8 @@ def run(run: Run) -> None:
     def build(conn: Connection, _: str, index: Index) -> None:
         _build(run, conn, index, len(indexes))
 
-    if run.workers_to_spare(run.control):
-        run.workers.each(indexes, build)
-    else:
-        for index in indexes:
-            run.workers.each([index], build)
+    take = run.workers.each if run.workers_to_spare(run.control) else run.workers.in_turn
+    take(indexes, build)
     run.twins = jobs.twins(run.control, run.job.id)
 
 

@@ -106,10 +106,31 @@ def _swap(run: Run) -> None:
 
 
 def _clean(run: Run) -> None:
-    """Drop the old files and all helpers; then statistics, which also tell autovacuum that no dead rows are left."""
-    remains = cleanup.remove(run.server, run.control, run.job.id, run.patience())
+    """Drop the old files and all helpers; at the same time statistics, which neither is in the way of.
+
+    ANALYZE also tells autovacuum that no dead rows are left.
+    """
+    tasks = [_drop, _analyze] if run.job.options.analyze else [_drop]
+    take = run.workers.in_turn if run.crowded else run.workers.each
+    take(tasks, lambda conn, _, task: task(run, conn))
+
+
+def _drop(run: Run, conn: Connection) -> None:
+    run.purpose(conn, "cleanup")
+    remains = cleanup.remove(run.server, conn, run.job.id, run.patience())
     if remains:
         raise LockNotObtained(f"could not remove all that the run on {run.table.qualified_name} needed")
+
+
+def _analyze(run: Run, conn: Connection) -> None:
+    run.purpose(conn, "analyze")
+    run.reach("analyze")
+    try:
+        jobs.analyze(conn, run.table)
+    except psycopg.Error as error:
+        run.server.check()
+        # The table is repacked; that its statistics are to come is told, and autovacuum will see to it.
+        run.reporter.message(f"could not analyze {run.table.qualified_name}: {str(error).strip()}")
 
 
 STEPS = (
@@ -179,8 +200,6 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
         try:
             with _workers(server, job, control, reporter) as run:
                 phases = _walk(run, keeper)
-            if options.analyze:
-                phases["analyze"] = _analyze(control, run, reporter)
             result = Result(
                 job=job.id,
                 table=table.qualified_name,
@@ -254,18 +273,6 @@ def _walk(run: Run, keeper: Connection) -> dict[str, float]:
         take(STEPS[begin:end])
     take(STEPS[end:])
     return phases
-
-
-def _analyze(conn: Connection, run: Run, reporter: Reporter) -> float:
-    reporter.phase("analyze")
-    run.reach("analyze")
-    started = time.monotonic()
-    try:
-        jobs.analyze(conn, run.table)
-    except psycopg.Error as error:
-        # The table is repacked; that its statistics are to come is told, and autovacuum will see to it.
-        reporter.message(f"could not analyze {run.table.qualified_name}: {str(error).strip()}")
-    return time.monotonic() - started
 
 
 def _end(server: Server, job: jobs.Job, error: BaseException, options: Options) -> BaseException:

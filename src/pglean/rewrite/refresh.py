@@ -75,9 +75,10 @@ def before_indexes(run: Run) -> None:
     shares = max(1, min(records // _SHARE_RECORDS, 1024)) if key.hashable else 1
     if shares > 1:
         run.reporter.total(shares, "shares")
-        run.workers.each([Share(number, shares) for number in range(shares)], partial(_refresh_share, run))
+        take = run.workers.in_turn if run.crowded else run.workers.each
+        take([Share(number, shares) for number in range(shares)], partial(_refresh_share, run))
         vacuum_changes(run)
-    round_(run)
+    round_(run, alone=run.crowded)
 
 
 def _refresh_share(run: Run, conn: Connection, worker: str, share: Share) -> None:
@@ -94,25 +95,27 @@ def _refresh_share(run: Run, conn: Connection, worker: str, share: Share) -> Non
     run.reporter.applied(records, 0)
 
 
-def round_(run: Run, *, then: partial[None] | None = None) -> Round:
+def round_(run: Run, *, then: partial[None] | None = None, alone: bool = False) -> Round:
     """One refresh. On entry and exit: no transaction.
 
     `then` is called in the snapshot of the refresh, before its commit: there shadow and table are equal.
+    `alone`: not divided among workers, which get more done and leave less to the application.
     """
     run.reach("refresh: before a round")
     run.purpose(run.control, "refresh")
-    done = run.again(partial(_round, run, then))
+    done = run.again(partial(_round, run, then, alone))
     run.reporter.applied(done.records, 0)
     return done
 
 
-def _round(run: Run, then: partial[None] | None) -> Round:
+def _round(run: Run, then: partial[None] | None, alone: bool) -> Round:
     conn = run.control
     with run.step(conn, repeatable=True):
         started = time.monotonic()
         # This is S, if `step` has not taken it already: all statements of this transaction see the same.
         records = waiting(conn, run)
-        if records >= _SHARED_FROM and run.workers.count > 1 and _key(run).hashable and then is None:
+        divided = not alone and then is None and run.workers.count > 1 and _key(run).hashable
+        if divided and records >= _SHARED_FROM:
             _shared(run)
             consumed = _consume(run, conn)
         else:

@@ -93,6 +93,11 @@ class Workers:
         """Run the task on one session."""
         self.each([None], lambda conn, worker, _: task(conn, worker))
 
+    def in_turn(self, items: list[T], task: Callable[[Connection, str, T], None]) -> None:
+        """Run the task for every item, one after the other."""
+        for item in items:
+            self.each([item], task)
+
     def every(self, task: Callable[[Connection, str, int], None]) -> None:
         """Run the task once on each session at the same time."""
         self.each(list(range(self.count)), task)
@@ -120,6 +125,8 @@ class Run:
     captured_at: float = 0.0
     #: Whether several workers were faster than one; None where that was not found out.
     parallel_pays: bool | None = None
+    #: Whether all processors of the server were busy while a single worker copied.
+    crowded: bool = False
     #: Index of the table -> its twin.
     twins: dict[int, int] = field(default_factory=dict)
     #: Whether all of the shadow was visible to everybody when it was last vacuumed.
@@ -198,11 +205,18 @@ class Run:
         Few processors are shared with whoever writes to the table. What it writes is estimated from the size of the
         change table.
         """
+        if self.crowded:
+            return False
         if self.parallel_pays is not False:
             return True
         size = scalar(conn, "SELECT pg_catalog.pg_relation_size(%s::pg_catalog.regclass)", (self.job.changes_name,))
         elapsed = max(time.monotonic() - self.captured_at, 0.001)
         return bool(size / _RECORD_BYTES / elapsed < _BUSY_PER_S)
+
+    def no_helpers(self, conn: Connection) -> None:
+        """In a transaction: no parallel query, where all processors are busy already."""
+        if self.crowded:
+            conn.execute("SET LOCAL max_parallel_workers_per_gather = 0")
 
     def reach(self, point: str) -> None:
         """A named pause point, and a look at whether somebody wants us to stop."""

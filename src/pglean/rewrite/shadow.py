@@ -23,6 +23,8 @@ _STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "m": "MAIN", "x": "EXTENDED"}
 _COMPRESSION = {"p": "pglz", "l": "lz4"}
 #: Storage parameters that decide how tuples are laid out.
 _LAYOUT = ("fillfactor", "toast_tuple_target")
+#: Of a VACUUM beside a busy application: a millisecond after a hundred pages that were written.
+_REST_MS, _REST_AFTER = 1, 2000
 
 
 def create(conn: Connection, job: Job) -> None:
@@ -144,7 +146,11 @@ def vacuum(run: Run, conn: Connection) -> None:
     with transaction(conn):
         conn.execute("SET LOCAL synchronous_commit = local")
         jobs.beat(conn, run.job.id, asdict(run.reporter.state))
-    conn.execute(sql.SQL("VACUUM (FREEZE, TRUNCATE false) {}").format(run.job.shadow))
+    # Where others want the processors: without helpers, and with rests of the server's own.
+    parallel = sql.SQL(", PARALLEL 0" if run.crowded else "")
+    conn.execute(sql.SQL("SET vacuum_cost_delay = {}").format(sql.Literal(_REST_MS if run.crowded else 0)))
+    conn.execute(sql.SQL("SET vacuum_cost_limit = {}").format(sql.Literal(_REST_AFTER)))
+    conn.execute(sql.SQL("VACUUM (FREEZE, TRUNCATE false{}) {}").format(parallel, run.job.shadow))
 
 
 def freeze(run: Run) -> None:

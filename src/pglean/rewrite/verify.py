@@ -58,10 +58,13 @@ def _counts(run: Run) -> tuple[int, int]:
             return
         run.purpose(conn, "verify")
         with run.step(conn, snapshot=snapshot):
+            run.no_helpers(conn)
             counts[what] = guard.execute(conn, run.table, worker, lambda source: _count(source.relation))
 
     run.purpose(run.control, "verify")
-    run.workers.each(["table", "copy"], count)
+    run.no_helpers(run.control)
+    take = run.workers.in_turn if run.crowded else run.workers.each
+    take(["table", "copy"], count)
     return counts["table"], counts["copy"]
 
 

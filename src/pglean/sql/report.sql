@@ -11,3 +11,12 @@ UNION ALL
 
 -- name: wal_bytes
 SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn
+
+-- name: processors
+-- The counters stand in front; what follows them can be long.
+SELECT pg_read_file('/proc/stat', 0, 32768, true)
+
+-- name: wal_waiters
+-- Sessions of others that wait for their commit to reach the disk.
+SELECT count(*) FROM pg_stat_activity
+ WHERE state = 'active' AND wait_event IN ('WALWrite', 'WALSync') AND application_name NOT LIKE 'pglean %%'
