@@ -8,7 +8,9 @@
     ├── TableChanged           6   somebody's DDL changed the table under the run
     │   └── CaptureGap         6   our triggers were off for a while; changes may be missing
     ├── VerificationFailed     7   shadow and table differ; nothing was swapped
-    ├── Interrupted            8   Ctrl-C, SIGTERM or SIGHUP
+    ├── Interrupted            8   Ctrl-C, SIGTERM or SIGHUP; `pglean abort`
+    │   └── Paused             8   `pglean pause`; the run is kept
+    ├── DiskFull               1   no space left on the server; the run is kept
     └── Incomplete             9   several tables were asked for and some were not done
 
 The text follows PostgreSQL's style: a lower-case message without a period, a detail that is a sentence, and a hint
@@ -135,6 +137,18 @@ class Interrupted(PgleanError):
     """The user asked for the end of the run (Ctrl-C, SIGTERM, SIGHUP)."""
 
     exit_status = 8
+
+
+class Paused(Interrupted):
+    """The user asked for a pause: what was done is kept, `pglean resume` continues."""
+
+    retryable = True
+
+
+class DiskFull(PgleanError):
+    """The server has no space left: what was done is kept, `pglean resume` continues."""
+
+    retryable = True
 
 
 class Incomplete(PgleanError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, fields
+from datetime import time
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from pglean.errors import UsageError
 
@@ -15,6 +17,36 @@ class Verify(StrEnum):
     NONE = "none"
     COUNT = "count"
     FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of each day, by the clock of the machine that pglean runs on; it may go over midnight."""
+
+    begin: time
+    end: time
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``02:00-04:00``. Raises `UsageError`."""
+        if match := re.fullmatch(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})", text.strip()):
+            hour, minute, end_hour, end_minute = map(int, match.groups())
+            if max(hour, end_hour % 24) < 24 and max(minute, end_minute) < 60 and end_hour * 60 + end_minute <= 1440:
+                window = cls(time(hour, minute), time(end_hour % 24, end_minute))
+                if window.begin != window.end:
+                    return window
+        raise UsageError(
+            f"invalid value for option --swap-window: {text}",
+            hint="Give two times of the day, e.g. 02:00-04:00; 22:00-02:00 goes over midnight.",
+        )
+
+    def __contains__(self, moment: time) -> bool:
+        if self.begin < self.end:
+            return self.begin <= moment < self.end
+        return moment >= self.begin or moment < self.end
+
+    def __str__(self) -> str:
+        return f"{self.begin:%H:%M}-{self.end:%H:%M}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +72,27 @@ class Options:
     kill_backend: bool = False
     #: ANALYZE the table at the end.
     analyze: bool = True
+    #: Keep the finished copy in sync, and wait for `pglean swap`.
+    hold: bool = False
+    #: Keep it in sync, and swap only at this time of the day.
+    swap_window: Window | None = None
+    #: Swap only when no transaction is left that could see the table as it never was.
+    mvcc_safe: bool = False
+    #: On Ctrl-C, SIGTERM or SIGHUP keep what was done, for `pglean resume`, instead of undoing it.
+    keep: bool = False
+    #: The copy waits while a standby lags behind by more than so many bytes of WAL, or seconds of replay.
+    max_lag_bytes: int | None = None
+    max_lag_s: float | None = None
+    #: Names (application_name) of the standbys whose lag counts; empty for all that are connected.
+    lag_standbys: tuple[str, ...] = ()
+    #: The copy waits while more sessions of others than this are active.
+    max_load: int | None = None
+    #: The copy waits while more sessions of others than this wait for locks.
+    max_lock_waits: int | None = None
+    #: The copy waits while the cluster writes more bytes of WAL a second than this.
+    max_wal_rate_bytes: int | None = None
+    #: The copy waits while less space than this is free on the server's disk, where that can be seen from here.
+    min_free_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         _within("jobs", self.jobs, 1, 64)
@@ -47,10 +100,56 @@ class Options:
         _within("lock-timeout", self.lock_timeout_ms, 1, 600_000)
         _within("max-lock-time", self.max_lock_ms, 20, 600_000)
         _within("chunk-time", self.chunk_ms, 10, 60_000)
+        for name, value in (
+            ("max-lag", self.max_lag_bytes),
+            ("max-lag", self.max_lag_s),
+            ("max-load", self.max_load),
+            ("max-lock-waits", self.max_lock_waits),
+            ("max-wal-rate", self.max_wal_rate_bytes),
+            ("min-free", self.min_free_bytes),
+        ):
+            if value is not None:
+                _within(name, value, 0, 1 << 60)
 
     def as_json(self) -> dict[str, Any]:
         """What the job's row remembers."""
-        return asdict(self)
+        value = asdict(self)
+        value["swap_window"] = None if self.swap_window is None else str(self.swap_window)
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """What `as_json` has made, perhaps by an older version: what it did not know has its default."""
+        known = {field.name for field in fields(cls)}
+        given = {name: part for name, part in value.items() if name in known}
+        given["verify"] = Verify(given.get("verify", Verify.COUNT))
+        if given.get("swap_window"):
+            given["swap_window"] = Window.parse(given["swap_window"])
+        given["lag_standbys"] = tuple(given.get("lag_standbys") or ())
+        return cls(**given)
+
+
+_SIZE = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+_TIME = {"MS": 0.001, "S": 1.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
+
+
+def size_bytes(name: str, text: str) -> int:
+    """``64MB`` as the server reads it, in powers of 1024. Raises `UsageError`."""
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None or match[2].upper() not in _SIZE:
+        raise UsageError(f"invalid value for option --{name}: {text}", hint="Give a size: 500MB, 2GB.")
+    return int(float(match[1]) * _SIZE[match[2].upper()])
+
+
+def lag(text: str) -> tuple[int | None, float | None]:
+    """``64MB`` or ``10s``: bytes, or seconds. Raises `UsageError`."""
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is not None and match[2].upper() in _TIME:
+        return None, float(match[1]) * _TIME[match[2].upper()]
+    if match is None or match[2].upper() not in _SIZE:
+        raise UsageError(f"invalid value for option --max-lag: {text}", hint="Give a size (64MB) or a time (10s).")
+    return size_bytes("max-lag", text), None
 
 
 def _within(name: str, value: float, least: float, most: float) -> None:

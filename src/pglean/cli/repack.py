@@ -14,7 +14,7 @@ from pglean.catalog import split_names
 from pglean.cli.connection import connection_options, interruptible, open_database
 from pglean.cli.display import console, progress_display
 from pglean.errors import ConnectionLost, Incomplete, Interrupted, PgleanError, UsageError
-from pglean.options import Options, Verify
+from pglean.options import Options, Verify, Window, lag, size_bytes
 from pglean.report import error_json, error_text, plan_json, plan_summary, result_summary
 
 _LEVELS = ("DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "LOG", "FATAL", "PANIC")
@@ -85,6 +85,22 @@ _DEFAULTS = Options()
     show_default=True,
     help="Comparison of table and copy before the swap.",
 )
+@click.option("--hold", is_flag=True, help="Keep the finished copy in sync, and wait for `pglean swap`.")
+@click.option("--swap-window", metavar="HH:MM-HH:MM", help="Swap only at this time of the day; in sync until then.")
+@click.option("--mvcc-safe", is_flag=True, help="Swap only when no older snapshot is left.")
+@click.option("--max-lag", metavar="SIZE|TIME", help="Wait while a standby lags behind by more.")
+@click.option("--lag-of", "lag_standbys", multiple=True, metavar="NAME", help="Standby that counts; repeatable.")
+@click.option("--max-load", type=int, metavar="N", help="Wait while more sessions of others are active.")
+@click.option("--max-lock-waits", type=int, metavar="N", help="Wait while more sessions of others wait for locks.")
+@click.option("--max-wal-rate", metavar="SIZE", help="Wait while the server writes more WAL a second.")
+@click.option(
+    "--min-free",
+    metavar="SIZE",
+    default="1GB",
+    show_default=True,
+    help="Wait while less disk space is free on the server, where that can be seen from here.",
+)
+@click.option("--keep", is_flag=True, help="On Ctrl-C keep what was done for `pglean resume`, undo nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
 def repack_command(
@@ -101,6 +117,16 @@ def repack_command(
     lock_timeout: int,
     chunk_time: int,
     verify: str,
+    hold: bool,
+    swap_window: str | None,
+    mvcc_safe: bool,
+    max_lag: str | None,
+    lag_standbys: tuple[str, ...],
+    max_load: int | None,
+    max_lock_waits: int | None,
+    max_wal_rate: str | None,
+    min_free: str,
+    keep: bool,
     as_json: bool,
     quiet: bool,
     **connection: Any,
@@ -119,6 +145,7 @@ def repack_command(
     names = list(dict.fromkeys(name for value in tables for name in split_names(value)))
     if not names:
         raise UsageError("no table was named", hint="Name one or more: -t TABLE.")
+    lag_bytes, lag_s = (None, None) if max_lag is None else lag(max_lag)
     options = Options(
         jobs=jobs,
         wait_timeout_s=wait_timeout,
@@ -128,6 +155,17 @@ def repack_command(
         verify=Verify(verify),
         kill_backend=kill_backend,
         analyze=not no_analyze,
+        hold=hold,
+        swap_window=None if swap_window is None else Window.parse(swap_window),
+        mvcc_safe=mvcc_safe,
+        keep=keep,
+        max_lag_bytes=lag_bytes,
+        max_lag_s=lag_s,
+        lag_standbys=lag_standbys,
+        max_load=max_load,
+        max_lock_waits=max_lock_waits,
+        max_wal_rate_bytes=None if max_wal_rate is None else size_bytes("max-wal-rate", max_wal_rate),
+        min_free_bytes=size_bytes("min-free", min_free),
     )
     if echo:
         _echo()
