@@ -11,16 +11,17 @@ Errors are the tree in `pglean.errors`.
 from pglean import errors
 from pglean.api import Database, connect
 from pglean.errors import Finding, PgleanError
-from pglean.options import Options, Verify
+from pglean.options import Options, Verify, Window
 from pglean.progress import Progress
 from pglean.result import RelationSize, Result
-from pglean.rewrite.job import Status
 from pglean.rewrite.plan import Plan
+from pglean.rewrite.status import Finished, Status
 from pglean.version import __version__
 
 __all__ = [
     "Database",
     "Finding",
+    "Finished",
     "Options",
     "PgleanError",
     "Plan",
@@ -29,6 +30,7 @@ __all__ = [
     "Result",
     "Status",
     "Verify",
+    "Window",
     "__version__",
     "connect",
     "errors",

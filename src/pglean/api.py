@@ -10,16 +10,16 @@ from typing import Any
 import psycopg
 
 from pglean import catalog
-from pglean.errors import UsageError
+from pglean.errors import PgleanError, UsageError
 from pglean.locks import Patience, Policy
-from pglean.options import Options, Verify
+from pglean.options import Options, Verify, Window
 from pglean.progress import Callback
 from pglean.result import Result
 from pglean.rewrite import cleanup as _cleanup
-from pglean.rewrite import job as jobs
-from pglean.rewrite import pipeline
-from pglean.rewrite.job import Status
+from pglean.rewrite import pipeline, schema, steering
+from pglean.rewrite import status as runs
 from pglean.rewrite.plan import Plan
+from pglean.rewrite.status import Finished, Status
 from pglean.server import Server
 
 
@@ -45,40 +45,90 @@ class Database:
         on_progress: Callback | None = None,
         **changes: Any,
     ) -> Result:
-        """Rewrite a table while applications read and write it.
+        """Rewrite a table while applications read and write it; a run on it that was kept is gone on with.
 
         `table` is read as in SQL, by the role's search path. Options are those of `Options`, as an object, by keyword,
         or both. `on_progress` is called with a `Progress`, from any thread of the run, at most a few times a second.
 
         Locks: ACCESS SHARE per chunk (`chunk_ms`) and refresh; SHARE ROW EXCLUSIVE once, for a moment; ACCESS EXCLUSIVE
         at the end, at most `max_lock_ms`; each waited for at most `lock_timeout_ms` at a time.
-        Raises the errors of `pglean.errors`; the table is then as it was, and nothing of the run is left, or the
-        error's hint says what is.
+        Raises the errors of `pglean.errors`; the table is then as it was. Where work was lost to nothing but
+        a lock, a connection, the disk or a pause, the run is kept (see `resume`); else nothing of it is left, or
+        the error's hint says what is.
         """
         with _told(self.server):
             return pipeline.repack(self.server, self._oid(table), _options(options, changes), on_progress)
 
-    def status(self) -> list[Status]:
-        """Runs in progress, and what interrupted ones have left. Takes no lock."""
-        with _told(self.server), self.server.connect("status") as conn:
-            return jobs.unfinished(conn)
+    def resume(self, job: int, *, on_progress: Callback | None = None) -> Result | None:
+        """Go on with a run that was interrupted or kept, with its own options, in this process.
 
-    def cleanup(self, options: Options | None = None) -> list[tuple[Status, list[str]]]:
+        None where its files had been exchanged already and only what was left had to be removed.
+        Raises `UsageError` where there is no such run, or it is over; else what `repack` raises.
+        """
+        with _told(self.server):
+            return pipeline.resume(self.server, job, on_progress)
+
+    def pause(self, job: int, *, wait_s: float = 3600.0) -> None:
+        """Ask a run of another process to stop after what it has begun, and wait for that; `resume` continues.
+
+        Raises `UsageError` where nobody works on it, `LockNotObtained` where it goes on for longer than `wait_s`.
+        """
+        with _told(self.server):
+            steering.pause(self.server, job, wait_s)
+
+    def swap(self, job: int) -> None:
+        """Let a run of another process swap, which holds (`hold`) or waits for its window; returns at once.
+
+        Raises `UsageError` where nobody works on it.
+        """
+        with _told(self.server):
+            steering.swap(self.server, job)
+
+    def abort(self, job: int, *, wait_s: float = 60.0) -> tuple[str, list[str]]:
+        """Undo a run, whether anybody works on it or not: its final state, and what could not be removed.
+
+        A run whose files had been exchanged is finished instead (``done``).
+        Locks: ACCESS EXCLUSIVE for a moment on the table, to drop the triggers.
+        Raises `UsageError` where there is no such run, `LockNotObtained` where its process does not react.
+        """
+        with _told(self.server):
+            return steering.abort(self.server, job, wait_s)
+
+    def status(self) -> list[Status]:
+        """Runs that are not over: in progress, paused, interrupted, or with something left. Takes no lock."""
+        with _told(self.server), self.server.connect("status") as conn:
+            return runs.unfinished(conn)
+
+    def log(self, limit: int = 50) -> list[Finished]:
+        """The latest runs that are over, newest first. Takes no lock."""
+        with _told(self.server), self.server.connect("log") as conn:
+            return runs.history(conn, limit)
+
+    def cleanup(self, options: Options | None = None, *, paused: bool = False) -> list[tuple[Status, list[str]]]:
         """Finish or undo what interrupted runs have left; each with what could not be removed (empty: all was).
 
+        Runs that are kept on purpose (paused, or ended by what will pass) only with `paused`.
         Locks: ACCESS EXCLUSIVE for a moment on a table that still has triggers of ours.
         """
         policy = Policy.of(options or Options())
         with _told(self.server), self.server.connect("cleanup") as conn:
-            return _cleanup.sweep(self.server, conn, Patience(self.server, policy, lambda _: None))
+            patience = Patience(self.server, policy, lambda _: None)
+            return _cleanup.sweep(self.server, conn, patience, lambda run: paused or run.state != "paused")
 
     def uninstall(self) -> bool:
         """Drop the schema `pglean` with the history of runs; False where there is none.
 
-        Raises `PgleanError` where a run is in progress or has left something.
+        Raises `PgleanError` where a run is not over, `LockNotObtained` where somebody has its tables locked.
         """
         with _told(self.server), self.server.connect("uninstall") as conn:
-            return jobs.drop_schema(conn)
+            if left := runs.unfinished(conn):
+                raise PgleanError(
+                    f"{len(left)} {'run is' if len(left) == 1 else 'runs are'} not over",
+                    detail="; ".join(f"{run.id} on {run.schema}.{run.table}: {run.state}" for run in left),
+                    hint="Wait for those that are running; `pglean cleanup` undoes those that were interrupted,"
+                    " `pglean abort` those that are paused.",
+                )
+            return schema.drop(conn)
 
     def _oid(self, table: str) -> int:
         with self.server.connect("preflight") as conn:
@@ -98,6 +148,8 @@ def _options(options: Options | None, changes: dict[str, Any]) -> Options:
     try:
         if "verify" in changes:
             changes["verify"] = Verify(changes["verify"])
+        if isinstance(changes.get("swap_window"), str):
+            changes["swap_window"] = Window.parse(changes["swap_window"])
         return replace(options or Options(), **changes)
     except (TypeError, ValueError) as error:
         raise UsageError(f"invalid option: {error}") from error

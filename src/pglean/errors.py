@@ -6,10 +6,13 @@
     ├── LockNotObtained        4   no lock within --wait-timeout
     ├── ConnectionLost         5   the server went away or ended a session of ours
     ├── TableChanged           6   somebody's DDL changed the table under the run
-    │   └── CaptureGap         6   our triggers were off for a while; changes may be missing
+    │   ├── CaptureGap         6   our triggers were off for a while; changes may be missing
+    │   └── IndexesChanged     6   only its indexes, which a run takes up where it can
     ├── VerificationFailed     7   shadow and table differ; nothing was swapped
-    ├── Interrupted            8   Ctrl-C, SIGTERM or SIGHUP; `pglean abort`
-    │   └── Paused             8   `pglean pause`; the run is kept
+    ├── Interrupted            8   Ctrl-C, SIGTERM or SIGHUP
+    │   ├── Aborted            8   `pglean abort`
+    │   ├── Paused             8   `pglean pause`; the run is kept
+    │   └── TakenOver          8   another session has gone on with the run
     ├── DiskFull               1   no space left on the server; the run is kept
     └── Incomplete             9   several tables were asked for and some were not done
 
@@ -127,8 +130,12 @@ class CaptureGap(TableChanged):
     """Our capture was switched off, if only for a moment: changes may be missing, the copy is worth nothing."""
 
 
+class IndexesChanged(TableChanged):
+    """Nothing but indexes of the table was made, dropped or changed by another session."""
+
+
 class VerificationFailed(PgleanError):
-    """Shadow and table differ. Nothing was swapped, the table is as it was."""
+    """Shadow and table differ. Nothing was swapped, the table is as it was; the run is kept, to be looked at."""
 
     exit_status = 7
 
@@ -139,10 +146,18 @@ class Interrupted(PgleanError):
     exit_status = 8
 
 
+class Aborted(Interrupted):
+    """Somebody asked for the end of the run from another session."""
+
+
 class Paused(Interrupted):
     """The user asked for a pause: what was done is kept, `pglean resume` continues."""
 
     retryable = True
+
+
+class TakenOver(Interrupted):
+    """Another session goes on with this run; this one must not touch it any more."""
 
 
 class DiskFull(PgleanError):

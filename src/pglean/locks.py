@@ -7,7 +7,8 @@ the attempt ends with `LockNotObtained`, which names who stood in the way.
 
 Nobody is cancelled unless the user asked for it. Then, as in pg_repack, in two steps: after the wait timeout the
 sessions that hold conflicting locks on this table, in this database, are cancelled, after twice that time terminated.
-A prepared transaction cannot be cancelled; it is named, and no one is made to suffer for it.
+Each is named when it happens, and in the error if it was for nothing. A prepared transaction cannot be cancelled; it is
+named, and no one is made to suffer for it.
 
 One exception, which is the server's own rule: an autovacuum worker that keeps a lock request waiting is cancelled,
 unless it prevents wraparound. The server does so after deadlock_timeout, which our short requests never reach.
@@ -16,6 +17,7 @@ unless it prevents wraparound. The server does so after deadlock_timeout, which 
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +77,8 @@ _CONFLICTS: dict[Mode, list[str]] = {
     ],
 }
 
+steps_log = logging.getLogger("pglean.locks")
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 #: The server's default for deadlock_timeout.
 _AUTOVACUUM_AFTER_S = 1.0
@@ -93,6 +97,18 @@ class Policy:
     @classmethod
     def of(cls, options: Options) -> Policy:
         return cls(options.lock_timeout_ms, options.wait_timeout_s, options.max_lock_ms, options.kill_backend)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """Who holds, or waits ahead for, a conflicting lock."""
+
+    #: One phrase: who it is, and for how long.
+    phrase: str
+    #: The name of a prepared transaction, as SQL writes it; None for a session.
+    gid: str | None = None
+    #: Whether --kill-backend would cancel and terminate it.
+    killable: bool = False
 
 
 class OverBudget(Exception):
@@ -116,29 +132,46 @@ class Hold:
     def spent_ms(self) -> float:
         return (time.monotonic() - self._started) * 1000
 
+    @property
+    def left_ms(self) -> float:
+        return self._limit_ms - self.spent_ms
+
     def limit(self) -> None:
         """Bound the next statement by what is left; raises `OverBudget` where nothing is."""
-        left = int(self._limit_ms - self.spent_ms)
+        left = int(self.left_ms)
         if left <= 0:
             raise OverBudget(f"What was to be done did not fit into {self._limit_ms} ms.")
         self._conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(left)))
 
 
 class Patience:
-    """The time that one purpose may wait for its locks in all, however many attempts and releases it takes."""
+    """The time that one purpose may wait for its locks in all, however many attempts and releases it takes.
 
-    def __init__(self, server: Server, policy: Policy, on_wait: Callable[[str], None]) -> None:
-        self._server, self.policy, self._on_wait = server, policy, on_wait
+    `on_wait` is told what is waited for, and who is in the way; `on_message` whom that has cost his statement or
+    his session.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        policy: Policy,
+        on_wait: Callable[[str], None],
+        on_message: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._server, self.policy = server, policy
+        self._on_wait, self._on_message = on_wait, on_message
         self._started = time.monotonic()
         self._pause_s = _FIRST_PAUSE_S
         self._escalated = 0
         self._just_escalated = False
+        #: What was done to whom, in order; each once.
+        self._done: dict[str, None] = {}
 
     @property
     def _waited_s(self) -> float:
         return time.monotonic() - self._started
 
-    def pause(self, table: Table, mode: Mode, reason: str, blockers: tuple[str, ...]) -> None:
+    def pause(self, table: Table, mode: Mode, reason: str, blockers: tuple[Blocker, ...]) -> None:
         """Wait before the next attempt, with no lock and no transaction.
 
         Raises `LockNotObtained` at the end of the patience.
@@ -146,16 +179,35 @@ class Patience:
         limit = self.policy.wait_timeout_s * (3 if self.policy.kill_backend else 1)
         # Whoever was cancelled or terminated for it, it was not in vain: there is another attempt.
         tried, self._just_escalated = not self._just_escalated, False
-        if self._waited_s >= limit and tried:
+        if (waited_s := self._waited_s) >= limit and tried:
+            phrases = tuple(blocker.phrase for blocker in blockers)
+            done = [f"{what[0].upper()}{what[1:]}." for what in self._done]
             raise LockNotObtained(
-                f"could not lock table {table.qualified_name} within {self.policy.wait_timeout_s:g} s",
-                blockers=blockers,
-                detail=" ".join([reason, *(f"Blocked by {blocker}." for blocker in blockers)]),
-                hint="Wait for these sessions to end, raise --wait-timeout, or have them cancelled by --kill-backend.",
+                f"could not lock table {table.qualified_name} within {waited_s:.{1 if waited_s < 9.95 else 0}f} s",
+                blockers=phrases,
+                detail=" ".join([reason, *(f"Blocked by {phrase}." for phrase in phrases), *done]),
+                hint=self._hint(blockers),
             )
-        self._on_wait("; ".join((f"{mode} lock", *blockers)) if blockers else f"{mode} lock: {reason}")
+        phrases = tuple(blocker.phrase for blocker in blockers)
+        self._on_wait("; ".join((f"{mode} lock", *phrases)) if phrases else f"{mode} lock: {reason}")
         self._server.rest(min(self._pause_s * random.uniform(0.5, 1.5), self._next_step_s))
         self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _hint(self, blockers: tuple[Blocker, ...]) -> str:
+        """Only what would help against these."""
+        prepared = [
+            f"End the prepared transaction: COMMIT PREPARED {blocker.gid}; or ROLLBACK PREPARED {blocker.gid};"
+            for blocker in blockers
+            if blocker.gid is not None
+        ]
+        if not blockers:
+            return "Try again at a quieter time, or raise --wait-timeout or --max-lock-time."
+        if len(prepared) == len(blockers):
+            return " ".join(prepared)
+        if self.policy.kill_backend or not any(blocker.killable for blocker in blockers):
+            return " ".join([*prepared, "Wait for these sessions to end, or raise --wait-timeout."])
+        sessions = "Wait for these sessions to end, raise --wait-timeout, or have them cancelled by --kill-backend."
+        return " ".join([*prepared, sessions])
 
     @property
     def _next_step_s(self) -> float:
@@ -166,7 +218,7 @@ class Patience:
     def escalate(self, conn: Connection, table: Table, mode: Mode) -> None:
         """Cancel an autovacuum that is in the way; with --kill-backend, when the patience is over, others as well."""
         if self._waited_s >= _AUTOVACUUM_AFTER_S:
-            conn.execute(query("locks.cancel_autovacuum"), {"oid": table.oid, "modes": _CONFLICTS[mode]})
+            self._act(conn, table, mode, "locks.cancel_autovacuum", "cancelled")
         if not self.policy.kill_backend:
             return
         step = int(self._waited_s // max(self.policy.wait_timeout_s, 0.001))
@@ -174,14 +226,28 @@ class Patience:
             # One after the other, even where the time for both has come.
             self._escalated += 1
             self._just_escalated = True
-            name = "locks.cancel" if self._escalated == 1 else "locks.terminate"
-            conn.execute(query(name), {"oid": table.oid, "modes": _CONFLICTS[mode]})
+            if self._escalated == 1:
+                self._act(conn, table, mode, "locks.cancel", "cancelled")
+            else:
+                self._act(conn, table, mode, "locks.terminate", "terminated")
+
+    def _act(self, conn: Connection, table: Table, mode: Mode, statement: str, verb: str) -> None:
+        """Cancel or terminate, and say whom."""
+        for who, done in conn.execute(query(statement), {"oid": table.oid, "modes": _CONFLICTS[mode]}).fetchall():
+            # An autovacuum that takes its time to end is met at each attempt.
+            if done and (what := f"{verb} {who}") not in self._done:
+                self._done[what] = None
+                self._on_message(f"{what}, which was in the way of the {mode} lock")
 
 
 def blockers_of(conn: Connection, oid: int, mode: Mode) -> tuple[str, ...]:
     """Who holds, or waits ahead for, a lock on the relation that conflicts with `mode`: one phrase each."""
+    return tuple(blocker.phrase for blocker in _blockers(conn, oid, mode))
+
+
+def _blockers(conn: Connection, oid: int, mode: Mode) -> tuple[Blocker, ...]:
     rows = conn.execute(query("locks.blockers"), {"oid": oid, "modes": _CONFLICTS[mode]})
-    return tuple(row[0] for row in rows)
+    return tuple(Blocker(*row) for row in rows)
 
 
 def lock_here(conn: Connection, table: Table, mode: Mode, lock_timeout_ms: int) -> None:
@@ -201,6 +267,16 @@ def lock_here(conn: Connection, table: Table, mode: Mode, lock_timeout_ms: int) 
     found = conn.execute(query("locks.named"), {"schema": table.schema, "name": table.name}).fetchone()
     if found is None or found != (table.oid, "r"):
         raise _renamed(table)
+
+
+def raise_lock(conn: Connection, table: Table, hold: Hold, lock_timeout_ms: int) -> None:
+    """From SHARE ROW EXCLUSIVE to ACCESS EXCLUSIVE, in the transaction of `hold`.
+
+    A reader who wants to write waits for us, we for him: with a timeout below deadlock_timeout neither is a victim.
+    Raises psycopg's LockNotAvailable, `OverBudget`.
+    """
+    hold.limit()
+    lock_here(conn, table, Mode.ACCESS_EXCLUSIVE, lock_timeout_ms)
 
 
 def lock_shadow(conn: Connection, shadow: sql.Identifier) -> None:
@@ -225,6 +301,24 @@ def _renamed(table: Table) -> TableChanged:
         f"table {table.qualified_name} was renamed, dropped or replaced by another session",
         detail=f"Its name no longer means the ordinary table with OID {table.oid}.",
     )
+
+
+def _begin(
+    conn: Connection, table: Table, mode: Mode, lock_timeout_ms: int, *, repeatable: bool, snapshot: str | None
+) -> None:
+    """Begin a transaction and lock the table in it; where that raises, there is no transaction."""
+    began = time.monotonic()
+    conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ" if repeatable or snapshot else "BEGIN")
+    try:
+        if snapshot is not None:
+            conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        lock_here(conn, table, mode, lock_timeout_ms)
+    except BaseException:
+        steps_log.debug("%s: no %s lock within %d ms", table.qualified_name, mode, _since_ms(began))
+        with contextlib.suppress(psycopg.Error):
+            conn.execute("ROLLBACK")
+        raise
+    steps_log.debug("%s: %s lock after %d ms", table.qualified_name, mode, _since_ms(began))
 
 
 @contextlib.contextmanager
@@ -253,26 +347,19 @@ def locked(
     """
     while True:
         server.check()
-        conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ" if repeatable or snapshot else "BEGIN")
         try:
-            if snapshot is not None:
-                conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
-            lock_here(conn, table, mode, patience.policy.lock_timeout_ms)
+            _begin(conn, table, mode, patience.policy.lock_timeout_ms, repeatable=repeatable, snapshot=snapshot)
         except (pg.LockNotAvailable, pg.DeadlockDetected):
-            conn.execute("ROLLBACK")
             if snapshot is not None:
                 raise
-            blockers = blockers_of(conn, table.oid, mode)
+            blockers = _blockers(conn, table.oid, mode)
             patience.escalate(conn, table, mode)
             patience.pause(table, mode, "The lock was not to be had.", blockers)
             if between is not None:
                 between()
             continue
-        except BaseException:
-            with contextlib.suppress(psycopg.Error):
-                conn.execute("ROLLBACK")
-            raise
         break
+    taken = time.monotonic()
     try:
         hold = None if mode is Mode.ACCESS_SHARE else Hold(conn, patience.policy.max_lock_ms)
         yield hold
@@ -285,7 +372,14 @@ def locked(
             server.check()
             raise OverBudget(f"What was to be done did not fit into {patience.policy.max_lock_ms} ms.") from error
         raise
-    conn.execute("COMMIT")
+    else:
+        conn.execute("COMMIT")
+    finally:
+        steps_log.debug("%s: %s lock released after %d ms", table.qualified_name, mode, _since_ms(taken))
+
+
+def _since_ms(moment: float) -> float:
+    return (time.monotonic() - moment) * 1000
 
 
 # ---- the advisory lock of a run

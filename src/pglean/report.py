@@ -14,8 +14,8 @@ from rich.text import Text
 
 from pglean.errors import PgleanError
 from pglean.result import Result
-from pglean.rewrite.job import Status
 from pglean.rewrite.plan import Plan
+from pglean.rewrite.status import Finished, Status
 from pglean.table import quote_name
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
@@ -39,6 +39,11 @@ def seconds_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 row``, ``1,234 rows``; `noun` in the singular."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _saved(before: int, after: int) -> str:
@@ -65,12 +70,13 @@ def result_summary(result: Result) -> RenderableType:
     phases = ", ".join(f"{name} {seconds_text(seconds)}" for name, seconds in result.phases.items())
     facts = [
         f"repacked in {seconds_text(result.elapsed_s)}: {phases}",
-        f"exclusive lock {result.exclusive_lock_ms:.0f} ms; {result.changes_applied:,} changes taken over meanwhile;"
+        f"exclusive lock {result.exclusive_lock_ms:.0f} ms;"
+        f" {counted(result.changes_applied, 'change')} taken over meanwhile;"
         f" {bytes_text(result.wal_bytes)} of WAL written by the server",
     ]
     if result.verify != "none":
         how = "compared one by one" if result.verify == "full" else "counted in the table and in its copy"
-        facts.append(f"{result.rows:,} rows {how} before the swap")
+        facts.append(f"{counted(result.rows, 'row')} {how} before the swap")
     if not result.frozen:
         facts.append("not all pages are frozen: they were being written, or an older snapshot was open")
     return Group(Text(result.table, style="bold"), sizes, *(Text(fact) for fact in facts))
@@ -93,12 +99,25 @@ def plan_summary(plan: Plan) -> RenderableType:
         Text(f"{table.qualified_name} would be repacked", style="bold"),
         grid,
         *steps,
-        Text(
-            f"disk space needed: at most {bytes_text(plan.disk_bytes)} for the copy and its indexes,"
-            " and the changes recorded meanwhile; about as much WAL"
-        ),
+        Text(_disk_text(plan)),
         *warnings,
     )
+
+
+def _disk_text(plan: Plan) -> str:
+    """What is known is the present size; how much of it is live data turns out in the run."""
+    text = (
+        f"disk space needed: up to the present size of {bytes_text(plan.disk_bytes)} for the copy and its indexes"
+        " (less for what is bloat), and the changes recorded meanwhile; about as much WAL"
+    )
+    if len(places := plan.disk_bytes_by_tablespace) > 1 or None not in places:
+        parts = (f"{bytes_text(size)} in {_place(space)}" for space, size in places.items())
+        text += f"\nof the copy, up to {', '.join(parts)}"
+    return text
+
+
+def _place(tablespace: str | None) -> str:
+    return "the database's default tablespace" if tablespace is None else f"tablespace {quote_name(tablespace)}"
 
 
 def plan_json(plan: Plan) -> dict[str, object]:
@@ -113,6 +132,8 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "indexes": {index.name: index.bytes for index in table.indexes},
         "total_bytes": table.total_bytes,
         "disk_bytes_needed": plan.disk_bytes,
+        # "" is the database's default tablespace.
+        "disk_bytes_by_tablespace": {space or "": size for space, size in plan.disk_bytes_by_tablespace.items()},
         "steps": list(plan.steps),
         "warnings": [
             {"code": finding.code, "message": finding.message, "detail": finding.detail, "hint": finding.hint}
@@ -141,6 +162,33 @@ def status_lines(runs: Sequence[Status]) -> RenderableType:
         )
         if waiting := str(run.progress.get("waiting_for", "")):
             lines.append(Text(f"  waiting for {waiting}"))
+        if run.command and run.alive:
+            lines.append(Text(f"  asked to {run.command}"))
+        if run.error:
+            lines.append(Text(f"  {run.error}"))
+        if run.state in ("paused", "interrupted"):
+            lines.append(Text(f"  `pglean resume {run.id}` continues, `pglean abort {run.id}` undoes it"))
+    return Group(*lines)
+
+
+def log_lines(runs: Sequence[Finished]) -> RenderableType:
+    """The history of runs: a line each, and why those that were undone were."""
+    lines: list[Text] = []
+    for run in runs:
+        result = run.result or {}
+        sizes = (
+            f", {bytes_text(result['bytes_before'])} to {bytes_text(result['bytes_after'])}"
+            f", exclusive lock {result['exclusive_lock_ms']:.0f} ms"
+            if result
+            else ""
+        )
+        lines.append(
+            Text.assemble(
+                f"{run.started_at:%Y-%m-%d %H:%M}  job {run.id}: ",
+                (f"{quote_name(run.schema)}.{quote_name(run.table)}", "bold"),
+                f"  {run.state} in {seconds_text(run.elapsed_s)}{sizes}",
+            )
+        )
         if run.error:
             lines.append(Text(f"  {run.error}"))
     return Group(*lines)

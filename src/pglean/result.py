@@ -25,7 +25,7 @@ class Result:
     job: int
     #: Qualified name.
     table: str
-    #: Rows as counted by the verification, or 0 where there was none.
+    #: Rows as counted by the verification; of no meaning where there was none.
     rows: int
     sizes: tuple[RelationSize, ...]
     #: Longest time for which ACCESS EXCLUSIVE was held, as the client saw it.
@@ -55,4 +55,5 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json`` and for the job's row."""
-        return {**asdict(self), "bytes_before": self.bytes_before, "bytes_after": self.bytes_after}
+        rows = None if self.verify == "none" else self.rows
+        return {**asdict(self), "rows": rows, "bytes_before": self.bytes_before, "bytes_after": self.bytes_after}

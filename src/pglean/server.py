@@ -22,7 +22,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow, tuple_row
 
-from pglean.errors import ConnectionLost, Interrupted, PgleanError, UsageError
+from pglean.errors import ConnectionLost, DiskFull, Interrupted, PgleanError, UsageError
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 Statement: TypeAlias = LiteralString | sql.SQL | sql.Composed
@@ -92,6 +92,8 @@ class Capabilities:
     version: int
     database: str
     role: str
+    #: The role that logged in: another one where `role` was set for it, or for the database.
+    login_role: str
     is_superuser: bool
     in_recovery: bool
     block_bytes: int
@@ -142,6 +144,12 @@ class Server:
             with self._lock:
                 self._open.discard(conn)
             conn.close()
+
+    @property
+    def connections(self) -> list[Connection]:
+        """All that are open now."""
+        with self._lock:
+            return list(self._open)
 
     def _connect(self, purpose: str) -> Connection:
         try:
@@ -272,7 +280,7 @@ def scalar(conn: Connection, query: Statement, params: Any = None) -> Any:
 def _capabilities(conn: Connection, search_path: str) -> Capabilities:
     row = conn.execute(
         """
-        SELECT pg_catalog.current_database(), current_user,
+        SELECT pg_catalog.current_database(), current_user, session_user,
                (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
                pg_catalog.pg_is_in_recovery(),
                pg_catalog.current_setting('block_size')::int,
@@ -281,11 +289,12 @@ def _capabilities(conn: Connection, search_path: str) -> Capabilities:
         """
     ).fetchone()
     assert row is not None
-    database, role, is_superuser, in_recovery, block_bytes, max_connections, has_plpgsql = row
+    database, role, login_role, is_superuser, in_recovery, block_bytes, max_connections, has_plpgsql = row
     return Capabilities(
         version=conn.info.server_version,
         database=database,
         role=role,
+        login_role=login_role,
         is_superuser=is_superuser,
         in_recovery=in_recovery,
         block_bytes=block_bytes,
@@ -349,5 +358,7 @@ def translate(error: BaseException) -> PgleanError:
                 detail=message,
                 hint="Look at the server's log; then run `pglean status` and `pglean cleanup`.",
             )
+        if isinstance(error, psycopg.errors.DiskFull):
+            return DiskFull(message, detail=diag.message_detail, hint="Make room on the server's disk.")
         return PgleanError(message, detail=diag.message_detail, hint=diag.message_hint)
     return PgleanError(f"unexpected error: {error!r}")

@@ -50,7 +50,7 @@ def test_nobody_outlives_the_crash(stage: Stage, point: str, flushed: bool) -> N
 
 
 def test_server_that_stays_away_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pglean.rewrite.pipeline._RECONNECT_S", 1.0)
+    monkeypatch.setattr("pglean.rewrite.ending._RECONNECT_S", 1.0)
     outcome = repack(stage, Fault("phase: ready", lambda: crash(stage)))
     assert isinstance(outcome, ConnectionLost)
     assert "Undoing failed as well" in str(outcome)

@@ -87,6 +87,7 @@ def test_terminated_session_is_survived(stage: Stage, point: str) -> None:
         else:
             assert isinstance(outcome, ConnectionLost)
             assert ("the table is repacked" in str(outcome)) == (stage.file != file), str(outcome)
+        stage.settle("resume" if number else "abort")
         stage.check()
 
 
@@ -98,4 +99,6 @@ def test_loss_of_all_sessions_is_survived(stage: Stage, point: str) -> None:
             stage.db.scalar("SELECT pg_terminate_backend(%s, 10000)", (pid,))
 
     assert_told(stage, repack(stage, Fault(point, terminate)), ConnectionLost.exit_status)
+    stage.write()
+    stage.settle("resume")
     stage.check()

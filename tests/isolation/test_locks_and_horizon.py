@@ -16,7 +16,7 @@ from psycopg import sql
 import pglean
 from pglean.capture.trigger import TriggerCapture
 from pglean.errors import ConnectionLost, LockNotObtained, TableChanged
-from pglean.rewrite import cleanup, pipeline, refresh
+from pglean.rewrite import cleanup, ending, refresh
 from tests.servers import Database, create_database
 from tests.support import oracle
 from tests.support.play import Background, Holder, Play, at, fails
@@ -37,7 +37,7 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An undo that cannot have its locks gives up soon."""
-    monkeypatch.setattr(pipeline, "_UNDO_WAIT_S", 0.2)
+    monkeypatch.setattr(ending, "_UNDO_WAIT_S", 0.2)
     monkeypatch.setattr(cleanup, "_DROP_WAIT_S", 0.2)
 
 

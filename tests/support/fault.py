@@ -59,9 +59,12 @@ def repack(stage: Stage, *faults: Fault, **options: Any) -> Result | PgleanError
 
 
 def assert_told(stage: Stage, outcome: Result | PgleanError, exit_status: int) -> None:
-    """The run failed with this status; where the files had been exchanged, and only there, that is said."""
+    """The run failed with this status; where the files had been exchanged, or it is kept, that is said."""
     assert isinstance(outcome, PgleanError), "the run went through"
     assert outcome.exit_status == exit_status, str(outcome)
     assert ("the table is repacked" in str(outcome)) == stage.repacked, str(outcome)
+    kept = [run.id for run in stage.status()]
+    assert (f"`pglean resume {kept[0]}`" if kept else "") in str(outcome), str(outcome)
+    assert ("What was done is kept" in str(outcome)) == bool(kept), str(outcome)
     assert "Undoing failed" not in str(outcome), str(outcome)
     assert "Still there" not in str(outcome), str(outcome)

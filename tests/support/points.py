@@ -50,5 +50,8 @@ SAMPLE: Final = (
     COMMITTED,
 )
 
-#: Where a run may be stopped before anything has gone wrong.
-POINTS: Final = [point for point in declared() if point != UNDO]
+#: Reached only with `--mvcc-safe`.
+SAFE: Final = "swap: before the older snapshots are gone"
+
+#: Where every run may be stopped before anything has gone wrong.
+POINTS: Final = [point for point in declared() if point not in (UNDO, SAFE)]

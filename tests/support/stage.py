@@ -9,7 +9,7 @@ from __future__ import annotations
 from psycopg import sql
 
 import pglean
-from pglean.rewrite.job import Status
+from pglean.rewrite.status import Status
 from tests.servers import Database
 from tests.support.oracle import assert_nothing_left, assert_sound, until
 
@@ -91,6 +91,21 @@ class Stage:
     def deserted(self) -> None:
         """Wait until no session of ours is left: the server notices the end of a client by itself."""
         until(lambda: not self.sessions(), "the sessions of the run have ended")
+
+    def settle(self, how: str) -> None:
+        """Go on with the run that was kept or interrupted, or abort it; there may be none."""
+        self.deserted()
+        for run in self.status():
+            assert run.state in ("paused", "interrupted"), run
+            with pglean.connect(self.db.conninfo) as database:
+                if how == "resume":
+                    database.resume(run.id)
+                    assert self.repacked
+                else:
+                    swapped = self.repacked
+                    state, remains = database.abort(run.id)
+                    assert (state, remains) == ("done" if swapped else "undone", [])
+                    assert self.repacked == swapped
 
     def check(self) -> None:
         """Nothing of a run is left, the table holds what it must, is sound, and can be written."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pglean.errors import LockNotObtained
-from pglean.locks import Mode, Patience, Policy
+from pglean.locks import Blocker, Mode, Patience, Policy
 from pglean.table import Table
 
 TABLE = Table(
@@ -38,17 +38,24 @@ class Bench:
         self.now, self._attempt_s = 0.0, attempt_s
         self.events: list[tuple[float, str]] = []
         self.told: list[str] = []
+        self.messages: list[str] = []
+        self.blockers: tuple[Blocker, ...] = (Blocker("pid 7", killable=True),)
         monkeypatch.setattr("pglean.locks.time.monotonic", lambda: self.now)
         monkeypatch.setattr("pglean.locks.query", lambda name: name)
         anything: Any = self
-        self._patience = Patience(anything, policy, self.told.append)
+        self._patience = Patience(anything, policy, self.told.append, self.messages.append)
 
     def rest(self, seconds: float) -> None:
         assert seconds > 0
         self.now += seconds
 
-    def execute(self, name: str, _: object) -> None:
+    def execute(self, name: str, _: object) -> Bench:
         self.events.append((self.now, name))
+        return self
+
+    def fetchall(self) -> list[tuple[str, bool]]:
+        """Whom the last statement has reached, or not."""
+        return [] if self.events[-1][1] == "locks.cancel_autovacuum" else [("pid 7 (joe)", True), ("pid 8", False)]
 
     def wait(self) -> LockNotObtained:
         """Try in vain until it is given up."""
@@ -58,7 +65,7 @@ class Bench:
             self.events.append((self.now, "attempt"))
             self._patience.escalate(session, TABLE, Mode.ACCESS_EXCLUSIVE)
             try:
-                self._patience.pause(TABLE, Mode.ACCESS_EXCLUSIVE, "It was late.", ("pid 7",))
+                self._patience.pause(TABLE, Mode.ACCESS_EXCLUSIVE, "It was late.", self.blockers)
             except LockNotObtained as error:
                 return error
         raise AssertionError("it never ends")
@@ -70,8 +77,11 @@ def test_nobody_is_cancelled_unasked(monkeypatch: pytest.MonkeyPatch, timeout_s:
     bench = Bench(monkeypatch, Policy(200, timeout_s, 1000, kill_backend=False), attempt_s)
     error = bench.wait()
     assert error.blockers == ("pid 7",)
-    assert error.message == f"could not lock table public.t within {timeout_s:g} s"
+    assert error.message == f"could not lock table public.t within {bench.now:.{1 if bench.now < 9.95 else 0}f} s"
     assert error.detail == "It was late. Blocked by pid 7."
+    assert error.hint
+    assert "--kill-backend" in error.hint
+    assert bench.messages == []
     # An autovacuum is another matter: the server itself would cancel it for any other statement.
     assert {name for _, name in bench.events} <= {"attempt", "locks.cancel_autovacuum"}
     assert timeout_s <= bench.now <= timeout_s + 2 * attempt_s + 0.001
@@ -84,7 +94,16 @@ def test_first_cancelled_then_terminated_then_given_up(
     monkeypatch: pytest.MonkeyPatch, timeout_s: float, attempt_s: float
 ) -> None:
     bench = Bench(monkeypatch, Policy(200, timeout_s, 1000, kill_backend=True), attempt_s)
-    bench.wait()
+    error = bench.wait()
+    assert error.message == f"could not lock table public.t within {bench.now:.{1 if bench.now < 9.95 else 0}f} s"
+    assert bench.now >= 3 * timeout_s
+    # It is told to whom it was done; who got away is not named.
+    assert [message.partition(",")[0] for message in bench.messages] == [
+        "cancelled pid 7 (joe)",
+        "terminated pid 7 (joe)",
+    ]
+    assert error.detail == "It was late. Blocked by pid 7. Cancelled pid 7 (joe). Terminated pid 7 (joe)."
+    assert error.hint == "Wait for these sessions to end, or raise --wait-timeout."
     steps = [(at, name) for at, name in bench.events if name in {"locks.cancel", "locks.terminate"}]
     assert [name for _, name in steps] == ["locks.cancel", "locks.terminate"]
     assert steps[0][0] >= timeout_s
@@ -93,3 +112,28 @@ def test_first_cancelled_then_terminated_then_given_up(
     names = [name for _, name in bench.events if name != "locks.cancel_autovacuum"]
     assert names[names.index("locks.cancel") + 1] == "attempt"
     assert names[names.index("locks.terminate") + 1] == "attempt"
+
+
+PREPARED = Blocker("prepared transaction 'it''s'", gid="'it''s'")
+END_IT = "End the prepared transaction: COMMIT PREPARED 'it''s'; or ROLLBACK PREPARED 'it''s';"
+
+
+@pytest.mark.parametrize(
+    ("blockers", "hint"),
+    [
+        ((), "Try again at a quieter time, or raise --wait-timeout or --max-lock-time."),
+        ((PREPARED,), END_IT),
+        (
+            (PREPARED, Blocker("pid 7", killable=True)),
+            f"{END_IT} Wait for these sessions to end, raise --wait-timeout, or have them cancelled by --kill-backend.",
+        ),
+        # An autovacuum that prevents wraparound, or one who only waits in the queue, is not cancelled.
+        ((Blocker("pid 9"),), "Wait for these sessions to end, or raise --wait-timeout."),
+    ],
+)
+def test_hint_says_only_what_would_help(
+    monkeypatch: pytest.MonkeyPatch, blockers: tuple[Blocker, ...], hint: str
+) -> None:
+    bench = Bench(monkeypatch, Policy(200, 1.0, 1000, kill_backend=False), 0.2)
+    bench.blockers = blockers
+    assert bench.wait().hint == hint

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from pglean.rewrite import phase
-from pglean.rewrite.phase import FOLLOWS, Phase
+from pglean.rewrite.phase import ENDS_AS, FOLLOWS, RESUMES_WITH, Phase
 from pglean.rewrite.pipeline import STEPS
 
 
@@ -67,3 +67,21 @@ def test_the_pipeline_keeps_to_the_table() -> None:
     walk = [Phase.PLANNED, *(step.phase for step in STEPS), Phase.DONE]
     for before, after in pairwise(walk):
         assert after in FOLLOWS[before]
+
+
+@pytest.mark.parametrize("member", [member for member in Phase if not member.over])
+def test_every_phase_can_be_gone_on_with(member: Phase) -> None:
+    goes_on_with = RESUMES_WITH[member]
+    assert (goes_on_with is Phase.PLANNED) == (not member.worth_keeping and not member.swapped)
+    if member.worth_keeping:
+        assert goes_on_with is member or goes_on_with in FOLLOWS[member], "it is persisted on the way"
+        assert goes_on_with <= member, "nothing is left out"
+        assert goes_on_with in {step.phase for step in STEPS}
+
+
+def test_every_phase_can_be_aborted() -> None:
+    for member, end in ENDS_AS.items():
+        assert end.over
+        assert (end is Phase.DONE) == member.swapped
+        assert end in reachable(member)
+    assert ENDS_AS.keys() == RESUMES_WITH.keys() == {member for member in Phase if not member.over}

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Sequence
 
 import click
-from rich.console import Console
 
 from pglean.cli.demo import demo_command
+from pglean.cli.display import console
 from pglean.cli.repack import repack_command
-from pglean.cli.runs import cleanup_command, status_command, uninstall_command
-from pglean.errors import PgleanError, UsageError
+from pglean.cli.runs import cleanup_command, log_command, status_command, uninstall_command
+from pglean.cli.steer import abort_command, pause_command, resume_command, swap_command
+from pglean.cli.streams import steady_streams
+from pglean.errors import Interrupted, PgleanError, UsageError
 from pglean.report import error_text
 from pglean.server import translate
 from pglean.version import __version__
@@ -23,7 +25,18 @@ def pglean() -> None:
     """Online table maintenance for PostgreSQL, with nothing installed on the server."""
 
 
-for _command in (repack_command, status_command, cleanup_command, uninstall_command, demo_command):
+for _command in (
+    repack_command,
+    status_command,
+    pause_command,
+    resume_command,
+    swap_command,
+    abort_command,
+    log_command,
+    cleanup_command,
+    uninstall_command,
+    demo_command,
+):
     pglean.add_command(_command)
 
 
@@ -34,21 +47,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    console = Console(stderr=True, highlight=False)
+    with steady_streams() as out:
+        status = _run(arguments)
+        out.flush()
+        if out.error is not None:
+            _tell(PgleanError(f"could not write to standard output: {out.error}"))
+            status = status or PgleanError.exit_status
+        return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         status = pglean.main(args=None if arguments is None else list(arguments), standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.Abort:
-        return 8
+        return Interrupted.exit_status
     except click.ClickException as error:
         error.show()
         return UsageError.exit_status
     except KeyboardInterrupt:
-        console.print("pglean: interrupted")
-        return 8
+        console(stderr=True).print("pglean: interrupted")
+        return Interrupted.exit_status
     except Exception as error:
         told = error if isinstance(error, PgleanError) else translate(error)
-        console.print(error_text(told), soft_wrap=True)
+        _tell(told)
         return told.exit_status
+
+
+def _tell(error: PgleanError) -> None:
+    console(stderr=True).print(error_text(error), soft_wrap=True)

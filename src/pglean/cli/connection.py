@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import queue
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
@@ -55,9 +57,9 @@ def open_database(
     if dbname and dbname_option:
         # Not which: either may be a URI with a password.
         raise UsageError("two databases were named", hint="Name one, by -d or without.")
-    target = dbname or dbname_option or ""
+    target = as_utf8("database name", dbname or dbname_option or "")
     given = {"host": host, "port": port, "user": username}
-    parameters = {name: value for name, value in given.items() if value is not None}
+    parameters = {name: as_utf8(name, value) for name, value in given.items() if value is not None}
     try:
         if "=" in target or target.startswith(("postgresql://", "postgres://")):
             conninfo = make_conninfo(target, **parameters)
@@ -66,14 +68,44 @@ def open_database(
     except Exception as error:
         raise invalid_conninfo(error, target) from error
     if ask_password:
-        return Database(Server(make_conninfo(conninfo, password=getpass.getpass())))
+        return Database(Server(_with_password(conninfo)))
     try:
         return Database(Server(conninfo))
     except ConnectionLost as error:
         wanted = "no password supplied" in error.message
         if not wanted or no_password or not sys.stdin.isatty():
             raise
-    return Database(Server(make_conninfo(conninfo, password=getpass.getpass())))
+    return Database(Server(_with_password(conninfo)))
+
+
+def _with_password(conninfo: str) -> str:
+    """The same with a password from the terminal; where there is none, from standard input."""
+    try:
+        with warnings.catch_warnings():
+            # That a pipe does not hide what is typed into it.
+            warnings.simplefilter("ignore", getpass.GetPassWarning)
+            return make_conninfo(conninfo, password=getpass.getpass())
+    except (EOFError, OSError, ValueError, AttributeError) as error:
+        # AttributeError: standard input is closed, so that Python has none.
+        raise UsageError(
+            "no password was given",
+            detail="It was asked for on the terminal, or where there is none on standard input, which has ended.",
+            hint="Put it into a password file (~/.pgpass).",
+        ) from error
+
+
+def as_utf8(what: str, text: str) -> str:
+    """An argument as the server takes it, also where Python, by the locale, took it for something else.
+
+    Raises `UsageError` where its bytes are no UTF-8.
+    """
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as error:
+        shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
+        raise UsageError(f"invalid {what}: {shown}", detail="It is not valid UTF-8.") from error
 
 
 @contextlib.contextmanager

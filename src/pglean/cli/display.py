@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from pglean.progress import Callback, Progress
-from pglean.report import seconds_text
+from pglean.report import counted, seconds_text
 
 #: Phases in the order in which they come, as `Progress.phase` names them.
 PHASES = (
@@ -36,18 +37,20 @@ _ENDLESS = 10_000
 
 def console(*, stderr: bool = False) -> Console:
     """Standard output, or error; where that is no terminal, lines are as long as they need to be."""
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=_ENDLESS)
+    # Given as a file, it is asked for its encoding: frames are drawn with what that has.
+    file = sys.stderr if stderr else sys.stdout
+    found = Console(file=file, highlight=False)
+    return found if found.is_terminal else Console(file=file, highlight=False, width=_ENDLESS)
 
 
 def _figures(progress: Progress) -> str:
     parts = []
     if progress.phase == "copying" and progress.phase_s > 0.2:
-        parts.append(f"{progress.rows:,} rows, {progress.rows / progress.phase_s:,.0f} rows/s")
+        parts.append(f"{counted(progress.rows, 'row')}, {progress.rows / progress.phase_s:,.0f} rows/s")
     if (eta := progress.eta_s) is not None and eta >= 1 and progress.fraction != 1:
         parts.append(f"{seconds_text(eta)} left")
     if progress.changes_applied:
-        parts.append(f"{progress.changes_applied:,} changes taken over")
+        parts.append(f"{counted(progress.changes_applied, 'change')} taken over")
     return ", ".join(parts)
 
 

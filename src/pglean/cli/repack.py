@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
+import psycopg
 
 from pglean.api import Database
-from pglean.catalog import split_names
-from pglean.cli.connection import connection_options, interruptible, open_database
+from pglean.catalog import resolve, split_names
+from pglean.cli.connection import as_utf8, connection_options, interruptible, open_database
 from pglean.cli.display import console, progress_display
 from pglean.errors import ConnectionLost, Incomplete, Interrupted, PgleanError, UsageError
 from pglean.options import Options, Verify, Window, lag, size_bytes
@@ -52,7 +55,7 @@ _DEFAULTS = Options()
     type=click.Choice(_LEVELS, case_sensitive=False),
     default="INFO",
     show_default=True,
-    help="Least severe messages to show.",
+    help="Least severe messages to show; DEBUG adds what becomes of each lock.",
 )
 @click.option(
     "--max-lock-time",
@@ -140,48 +143,70 @@ def repack_command(
     4 no lock in time, 5 connection lost, 6 table changed by DDL,
     7 verification failed, 8 interrupted, 9 some of several tables not done.
     """
-    if kill_backend and no_kill_backend:
-        raise UsageError("--kill-backend and --no-kill-backend exclude each other")
-    names = list(dict.fromkeys(name for value in tables for name in split_names(value)))
-    if not names:
-        raise UsageError("no table was named", hint="Name one or more: -t TABLE.")
-    lag_bytes, lag_s = (None, None) if max_lag is None else lag(max_lag)
-    options = Options(
-        jobs=jobs,
-        wait_timeout_s=wait_timeout,
-        lock_timeout_ms=lock_timeout,
-        max_lock_ms=max_lock_time,
-        chunk_ms=chunk_time,
-        verify=Verify(verify),
-        kill_backend=kill_backend,
-        analyze=not no_analyze,
-        hold=hold,
-        swap_window=None if swap_window is None else Window.parse(swap_window),
-        mvcc_safe=mvcc_safe,
-        keep=keep,
-        max_lag_bytes=lag_bytes,
-        max_lag_s=lag_s,
-        lag_standbys=lag_standbys,
-        max_load=max_load,
-        max_lock_waits=max_lock_waits,
-        max_wal_rate_bytes=None if max_wal_rate is None else size_bytes("max-wal-rate", max_wal_rate),
-        min_free_bytes=size_bytes("min-free", min_free),
-    )
+    context, level = click.get_current_context(), _LEVELS.index(elevel.upper())
     if echo:
-        _echo()
+        context.with_resource(_logged("pglean.sql", logging.INFO))
+    if level == _LEVELS.index("DEBUG"):
+        context.with_resource(_logged("pglean.locks", logging.DEBUG))
+    names = list(dict.fromkeys(name for value in tables for name in split_names(value)))
+    with _failure_as_json(names if as_json else None):
+        if kill_backend and no_kill_backend:
+            raise UsageError("--kill-backend and --no-kill-backend exclude each other")
+        if not names:
+            raise UsageError("no table was named", hint="Name one or more: -t TABLE.")
+        names = [as_utf8("table name", name) for name in names]
+        lag_bytes, lag_s = (None, None) if max_lag is None else lag(max_lag)
+        options = Options(
+            jobs=jobs,
+            wait_timeout_s=wait_timeout,
+            lock_timeout_ms=lock_timeout,
+            max_lock_ms=max_lock_time,
+            chunk_ms=chunk_time,
+            verify=Verify(verify),
+            kill_backend=kill_backend,
+            analyze=not no_analyze,
+            hold=hold,
+            swap_window=None if swap_window is None else Window.parse(swap_window),
+            mvcc_safe=mvcc_safe,
+            keep=keep,
+            max_lag_bytes=lag_bytes,
+            max_lag_s=lag_s,
+            lag_standbys=lag_standbys,
+            max_load=max_load,
+            max_lock_waits=max_lock_waits,
+            max_wal_rate_bytes=None if max_wal_rate is None else size_bytes("max-wal-rate", max_wal_rate),
+            min_free_bytes=size_bytes("min-free", min_free),
+        )
+        database = open_database(**connection)
     # Messages below the level are left out: progress and summaries are INFO, warnings are WARNING.
-    told = _LEVELS.index(elevel.upper()) <= _LEVELS.index("INFO")
-    warned = _LEVELS.index(elevel.upper()) <= _LEVELS.index("WARNING")
-    database = open_database(**connection)
+    told, warned = level <= _LEVELS.index("INFO"), level <= _LEVELS.index("WARNING")
     _Batch(database, options, as_json=as_json, told=told and not quiet, warned=warned).run(names, dry_run=dry_run)
 
 
-def _echo() -> None:
-    handler = logging.StreamHandler(sys.stderr)
+@contextlib.contextmanager
+def _failure_as_json(names: Sequence[str] | None) -> Iterator[None]:
+    """What ends the command before its first table is told of each of `names`; of none, for people, where None."""
+    try:
+        yield
+    except PgleanError as error:
+        if names is not None:
+            click.echo(json.dumps([error_json(name, error) for name in names], indent=2))
+        raise
+
+
+@contextlib.contextmanager
+def _logged(name: str, level: int) -> Iterator[None]:
+    """Show on standard error what a logger is told in the block."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("pglean.sql")
+    before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 class _Batch:
@@ -198,6 +223,7 @@ class _Batch:
         """Raises the error of the one table, or `Incomplete` where one of several was not done."""
         done = 0
         with interruptible(self._database):
+            names = self._distinct(names)
             for name in names:
                 try:
                     if dry_run:
@@ -223,6 +249,22 @@ class _Batch:
                 raise self._failures[names[0]]
             interruption = next((e for e in self._failures.values() if isinstance(e, Interrupted)), None)
             raise interruption or Incomplete(self._failures, done)
+
+    def _distinct(self, names: list[str]) -> list[str]:
+        """Without those that mean a table named before; what is wrong with a name is told in its turn."""
+        if len(names) < 2:
+            return names
+        found: dict[int | str, str] = {}
+        try:
+            with self._database.server.connect("preflight") as conn:
+                for name in names:
+                    try:
+                        found.setdefault(resolve(self._database.server, conn, name), name)
+                    except UsageError:
+                        found[name] = name
+        except (PgleanError, psycopg.Error):
+            return names
+        return list(found.values())
 
     def _plan(self, name: str) -> None:
         plan = self._database.plan(name, self._options)

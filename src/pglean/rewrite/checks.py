@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pglean.errors import Finding
-from pglean.server import Capabilities, Connection
+from pglean.server import Capabilities, Connection, scalar
 from pglean.sql import query
 from pglean.table import Table, quote_name
 
@@ -31,11 +31,28 @@ class Facts:
     all_tables: tuple[str, ...]
     #: Who holds the vacuum horizon for more than five minutes: one phrase each.
     horizon_holders: tuple[str, ...]
+    #: Event triggers that fire for DDL of ours.
+    event_triggers: tuple[str, ...]
+    #: What takes back that our role is another than the one that logged in; None where nothing in the catalog says so.
+    role_reset: str | None
+    #: Sessions that the run will open in all (0: not known), those of others, and how many are kept for superusers.
+    sessions: int
+    other_sessions: int
+    reserved_sessions: int
+    #: What the rows would take in full pages, by the statistics; None where there are none.
+    live_bytes: int | None
 
 
-def gather(conn: Connection, server: Capabilities, table: Table, *, busy: bool) -> Facts:
-    """Read what the checks need; takes no lock. `busy`: another session has the claim on the table."""
+def gather(conn: Connection, server: Capabilities, table: Table, *, busy: bool, sessions: int = 0) -> Facts:
+    """Read what the checks need; takes no lock.
+
+    `busy`: another session has the claim on the table. `sessions`: how many the run will open in all, those that it
+    has opened already among them.
+    """
     owner = conn.execute(query("catalog.schema_owner")).fetchone()
+    others = conn.execute(query("checks.connections")).fetchone()
+    assert others is not None
+    changed = server.role != server.login_role
     return Facts(
         server=server,
         table=table,
@@ -43,7 +60,19 @@ def gather(conn: Connection, server: Capabilities, table: Table, *, busy: bool) 
         busy=busy,
         all_tables=tuple(row[0] for row in conn.execute(query("checks.all_tables"))),
         horizon_holders=tuple(row[0] for row in conn.execute(query("checks.horizon"))),
+        event_triggers=tuple(row[0] for row in conn.execute(query("checks.event_triggers"))),
+        role_reset=scalar(conn, query("checks.role_setting")) if changed else None,
+        sessions=sessions,
+        other_sessions=int(others[0]),
+        reserved_sessions=int(others[1]),
+        live_bytes=_live_bytes(conn, server, table),
     )
+
+
+def _live_bytes(conn: Connection, server: Capabilities, table: Table) -> int | None:
+    # An ordinary role, which is refused anyway, must not look at the statistics.
+    value = scalar(conn, query("checks.live_bytes"), {"oid": table.oid}) if server.is_superuser else None
+    return None if value is None else int(value)
 
 
 def run(facts: Facts) -> list[Finding]:
@@ -52,15 +81,15 @@ def run(facts: Facts) -> list[Finding]:
 
 
 _KINDS = {
-    "v": ("view", "Name the tables that it reads."),
-    "m": ("materialized view", "REFRESH MATERIALIZED VIEW CONCURRENTLY rewrites it."),
-    "f": ("foreign table", "Its rows are stored elsewhere; repack them there."),
-    "p": ("partitioned table", "It holds no rows itself: name its partitions with -t."),
-    "i": ("index", "REINDEX INDEX CONCURRENTLY rebuilds it."),
-    "I": ("partitioned index", "REINDEX INDEX CONCURRENTLY rebuilds it."),
-    "S": ("sequence", "It has a single row."),
-    "c": ("composite type", "It holds no rows."),
-    "t": ("TOAST table", "Name the table that it belongs to: both are rewritten together."),
+    "v": ("a view", "Name the tables that it reads."),
+    "m": ("a materialized view", "REFRESH MATERIALIZED VIEW CONCURRENTLY rewrites it."),
+    "f": ("a foreign table", "Its rows are stored elsewhere; repack them there."),
+    "p": ("a partitioned table", "It holds no rows itself: name its partitions with -t."),
+    "i": ("an index", "REINDEX INDEX CONCURRENTLY rebuilds it."),
+    "I": ("a partitioned index", "REINDEX INDEX CONCURRENTLY rebuilds it."),
+    "S": ("a sequence", "It has a single row."),
+    "c": ("a composite type", "It holds no rows."),
+    "t": ("a TOAST table", "Name the table that it belongs to: both are rewritten together."),
 }
 
 
@@ -88,11 +117,36 @@ def _server(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _connections(facts: Facts) -> Iterator[Finding]:
+    server = facts.server
+    # Reserved ones are for superusers, as which we come; who is none is refused for that already.
+    reserved = 0 if server.is_superuser else facts.reserved_sessions
+    free = max(server.max_connections - reserved - facts.other_sessions, 0)
+    if facts.sessions > free:
+        yield Finding(
+            "connections",
+            f"the run needs {facts.sessions} connections, of which the server has {free} left",
+            f"max_connections: {server.max_connections}, in use by other sessions: {facts.other_sessions},"
+            f" reserved for privileged roles: {facts.reserved_sessions}.",
+            "Ask for fewer workers (-j), end idle sessions, or raise max_connections.",
+        )
+
+
 def _rights(facts: Facts) -> Iterator[Finding]:
-    if not facts.server.is_superuser:
+    server = facts.server
+    if not server.is_superuser and server.role != server.login_role:
         yield Finding(
             "rights",
-            f'role "{facts.server.role}" is not a superuser',
+            f'the session of "{server.login_role}" works as role "{server.role}", which is not a superuser',
+            "That role is set for the database or for who logs in, or by an option of the connection."
+            " Exchanging the files of a table under its OID writes to pg_class, which only a superuser may.",
+            "Connect with PGOPTIONS='-c role=none' as a superuser"
+            + (f", or take the setting back: {facts.role_reset}" if facts.role_reset else "."),
+        )
+    elif not server.is_superuser:
+        yield Finding(
+            "rights",
+            f'role "{server.role}" is not a superuser',
             "Exchanging the files of a table under its OID writes to pg_class, which only a superuser may.",
             "Connect as a superuser (-U), e.g. the role that initdb created.",
         )
@@ -117,7 +171,14 @@ def _rights(facts: Facts) -> Iterator[Finding]:
 def _kind(facts: Facts) -> Iterator[Finding]:
     table = facts.table
     name = table.qualified_name
-    if table.is_system:
+    if table.is_system and table.schema == "pglean":
+        yield Finding(
+            "system",
+            f"{name} is a table of pglean itself",
+            "A run writes to it.",
+            "VACUUM FULL it while no run is in progress.",
+        )
+    elif table.is_system and table.kind != "t":
         yield Finding(
             "system",
             f"{name} is a system catalog",
@@ -125,8 +186,9 @@ def _kind(facts: Facts) -> Iterator[Finding]:
             "VACUUM FULL or REINDEX the catalog in a quiet moment.",
         )
     if table.kind != "r":
-        what, hint = _KINDS.get(table.kind, (f'relation of kind "{table.kind}"', None))
-        yield Finding("kind", f"{name} is a {what}, not a table", None, hint)
+        what, hint = _KINDS.get(table.kind, (f'a relation of kind "{table.kind}"', None))
+        wanted = "an ordinary table" if what.endswith("table") else "a table"
+        yield Finding("kind", f"{name} is {what}, not {wanted}", None, hint)
         return
     if table.persistence == "t":
         yield Finding(
@@ -162,20 +224,31 @@ def _key(facts: Facts) -> Iterator[Finding]:
         )
 
 
+#: Code of a finding that may pass by itself.
+INVALID_INDEX = "invalid-index"
+
+
 def _indexes(facts: Facts) -> Iterator[Finding]:
-    for index in facts.table.indexes:
+    yield from of_indexes(facts.table)
+
+
+def of_indexes(table: Table) -> Iterator[Finding]:
+    """What stands in the way of building the table's indexes anew."""
+    for index in table.indexes:
         name = f"{quote_name(index.schema)}.{quote_name(index.name)}"
         if not index.valid:
             yield Finding(
-                "invalid-index",
+                INVALID_INDEX,
                 f"index {name} is invalid",
                 "It was left by a failed CREATE INDEX CONCURRENTLY or REINDEX CONCURRENTLY, or one is running.",
                 f"DROP INDEX CONCURRENTLY or REINDEX INDEX CONCURRENTLY {name};",
             )
-        if index.foreign_literals and not facts.table.owner_is_superuser:
+        if index.foreign_literals and not table.owner_is_superuser:
+            several = len(index.foreign_literals) > 1
+            literals = "literals of types" if several else "a literal of type"
             yield Finding(
                 "index-literal",
-                f"index {index.schema}.{index.name} has a literal of type {', '.join(index.foreign_literals)}",
+                f"index {name} has {literals} {', '.join(index.foreign_literals)}",
                 "Reading such a literal may run code of the type's owner; CREATE INDEX would run it with your rights.",
                 "Write it as a cast of its parts, or let a superuser own the table.",
             )
@@ -222,8 +295,39 @@ def _publications(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _event_triggers(facts: Facts) -> Iterator[Finding]:
+    if facts.event_triggers:
+        names = [quote_name(name) for name in facts.event_triggers]
+        yield Finding(
+            "event-trigger",
+            f"event trigger {names[0]} runs for the helpers that are made and dropped"
+            if len(names) == 1
+            else f"event triggers {', '.join(names)} run for the helpers that are made and dropped",
+            "A run makes and drops tables, indexes, functions and triggers. One that forbids any of this ends the run,"
+            " and perhaps keeps it from being undone.",
+            " ".join(f"ALTER EVENT TRIGGER {name} DISABLE;" for name in names) + " for the time of the run.",
+            fatal=False,
+        )
+
+
+def _fillfactor(facts: Facts) -> Iterator[Finding]:
+    settings = dict(option.split("=", 1) for option in facts.table.options)
+    if facts.live_bytes is None or not settings.get("fillfactor", "").isdigit():
+        return
+    fillfactor = int(settings["fillfactor"])
+    if facts.live_bytes * 100 / fillfactor > facts.table.heap_bytes:
+        yield Finding(
+            "fillfactor",
+            f"with its fillfactor of {fillfactor}, {facts.table.qualified_name} may become larger than it is",
+            "By its statistics the rows, with so much of each page left free, need more than the present pages.",
+            "More disk space is needed than the present size of the table; or RESET (fillfactor) before.",
+            fatal=False,
+        )
+
+
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _server,
+    _connections,
     _rights,
     _kind,
     _key,
@@ -231,4 +335,6 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _busy,
     _horizon,
     _publications,
+    _event_triggers,
+    _fillfactor,
 )

@@ -10,6 +10,7 @@ that somebody else has locked.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import psycopg
 from psycopg import errors as pg
@@ -21,6 +22,8 @@ from pglean.errors import LockNotObtained, TableChanged
 from pglean.locks import Mode, OverBudget, Patience, blockers_of, claim, locked, release
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
+from pglean.rewrite.phase import ENDS_AS
+from pglean.rewrite.status import Status, unfinished
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
 
@@ -91,36 +94,44 @@ def _drop_table(conn: Connection, name: str) -> list[str]:
 
 
 def sweep(
-    server: Server, conn: Connection, patience: Patience, relation: int | None = None
-) -> list[tuple[jobs.Status, list[str]]]:
-    """Finish or undo the runs that no living session claims (of one table, or all); returns what is left of each.
+    server: Server, conn: Connection, patience: Patience, which: Callable[[Status], bool]
+) -> list[tuple[Status, list[str]]]:
+    """Finish or undo the runs that no living session claims; returns what is left of each.
 
-    A run that had committed its swap is finished, any other is undone.
+    `which` chooses among those that are not over.
     """
-    swept: list[tuple[jobs.Status, list[str]]] = []
-    for status in jobs.unfinished(conn):
-        if relation is not None and status.relation != relation:
-            continue
-        if not claim(conn, status.relation):
+    swept: list[tuple[Status, list[str]]] = []
+    for status in unfinished(conn):
+        if not which(status) or not claim(conn, status.relation):
             continue
         try:
             # It may have come to its end between being listed and being claimed.
-            if jobs.state_of(conn, status.id) not in ("running", "remains"):
-                continue
-            try:
-                remains = remove(server, conn, status.id, patience)
-            except psycopg.Error as error:
-                # The others must not have to wait for what is wrong with this one.
-                remains = [str(error).strip()]
-            phase = jobs.phase_of(conn, status.id)
-            done = phase is not None and phase.swapped
-            jobs.finish(
-                conn,
-                status.id,
-                "remains" if remains else "done" if done else "undone",
-                error="; ".join(remains) or status.error,
-            )
-            swept.append((status, remains))
+            if jobs.state_of(conn, status.id) in ("running", "paused", "remains"):
+                swept.append((status, end(server, conn, status.id, patience, status.error)))
         finally:
             release(conn, status.relation)
     return swept
+
+
+def end(server: Server, conn: Connection, job_id: int, patience: Patience, error: str | None) -> list[str]:
+    """Finish a run that had committed its swap, undo any other; returns what is left of it.
+
+    On entry: the claim on its table, no transaction. `error` is what its row will tell.
+    """
+    try:
+        remains = remove(server, conn, job_id, patience)
+    except psycopg.Error as failure:
+        # An event trigger that forbids DROP, for one; other runs must not have to wait for that.
+        if conn.closed:
+            raise
+        remains = [str(failure).strip().splitlines()[0]]
+    # Asked only now: a COMMIT whose connection was lost may have been under way, and its locks were waited for.
+    phase = jobs.phase_of(conn, job_id)
+    final = "undone" if phase is None else ENDS_AS[phase].label
+    jobs.finish(
+        conn,
+        job_id,
+        "remains" if remains else final,
+        error="; ".join([*filter(None, [error]), *remains]) or None,
+    )
+    return remains

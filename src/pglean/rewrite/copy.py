@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from psycopg import sql
 
 from pglean import guard
+from pglean.errors import Paused
 from pglean.processors import Meter
 from pglean.rewrite import job as jobs
 from pglean.rewrite.run import Run
@@ -41,11 +43,32 @@ _GENTLE_MS = 100
 _FREEZE_FROM = 0.7
 
 
+def gaps(blocks: int, done: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of `[0, blocks)` beside the ranges that are done; ends are exclusive."""
+    left, reached = [], 0
+    for first, end in sorted(done):
+        if first > reached:
+            left.append((reached, first))
+        reached = max(reached, end)
+    if reached < blocks:
+        left.append((reached, blocks))
+    return left
+
+
 class Ranges:
     """Hands out ranges of blocks, of a size that makes each take about the target time."""
 
-    def __init__(self, blocks: int, target_ms: float, takers: int = 1, first: int = _FIRST_BLOCKS) -> None:
-        self._next, self._end = 0, blocks
+    def __init__(
+        self,
+        blocks: int,
+        target_ms: float,
+        takers: int = 1,
+        first: int = _FIRST_BLOCKS,
+        done: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        self._gaps = deque(gaps(blocks, done))
+        self._blocks = blocks
+        self._left = sum(end - first for first, end in self._gaps)
         self._takers = takers
         self._target_ms = target_ms
         self._size = float(first)
@@ -55,18 +78,21 @@ class Ranges:
     def handed_out(self) -> float:
         """Share of the blocks."""
         with self._lock:
-            return self._next / self._end if self._end else 1.0
+            return 1 - self._left / self._blocks if self._blocks else 1.0
 
     def take(self) -> tuple[int, int] | None:
         """The next range, its end exclusive; None when all blocks are handed out."""
         with self._lock:
-            if self._next >= self._end:
+            if not self._gaps:
                 return None
-            first = self._next
+            first, end = self._gaps.popleft()
             # Towards the end the pieces get smaller, so that all workers finish at about the same time.
-            fair = max((self._end - first) // (2 * self._takers), _FIRST_BLOCKS)
-            self._next = min(first + int(min(self._size, fair)), self._end)
-            return first, self._next
+            fair = max(self._left // (2 * self._takers), _FIRST_BLOCKS)
+            reached = min(first + int(min(self._size, fair)), end)
+            if reached < end:
+                self._gaps.appendleft((reached, end))
+            self._left -= reached - first
+            return first, reached
 
     def gently(self) -> None:
         """From now on make them short."""
@@ -166,9 +192,17 @@ def _first_blocks(table: Table) -> int:
 
 
 def run(run: Run) -> None:
-    """Copy all blocks. Raises what `Run.step` raises."""
-    ranges = Ranges(run.blocks, run.job.options.chunk_ms, run.workers.count, _first_blocks(run.table))
+    """Copy all blocks that are not copied yet. Raises what `Run.step` raises."""
+    done = jobs.chunks(run.control, run.job.id)
+    ranges = Ranges(
+        run.blocks,
+        run.job.options.chunk_ms,
+        run.workers.count,
+        _first_blocks(run.table),
+        [(first, end) for first, end, _ in done],
+    )
     run.reporter.total(run.blocks, "blocks")
+    run.reporter.advance(sum(end - first for first, end, _ in done), rows=sum(rows for _, _, rows in done))
     crew = Crew(run.workers.count)
     meter = Meter(run.control)
 
@@ -180,6 +214,7 @@ def run(run: Run) -> None:
         _copy(run, conn, worker, number, ranges, crew, crowded)
 
     run.workers.every(work)
+    run.halt()
     if run.workers.count > 1 and crew.decided.is_set():
         run.parallel_pays = crew.joined.is_set()
 
@@ -194,13 +229,13 @@ def _copy(
     crowded: Callable[[], bool],
 ) -> None:
     courtesy = Courtesy()
-    while not run.workers.stopping.is_set() and ranges.handed_out < 1:
+    while not run.workers.stopping.is_set() and run.pause is None and ranges.handed_out < 1:
         if not crew.works(number):
             if crew.decided.is_set():
                 _freeze_meanwhile(run, conn, number, ranges)
                 return
             continue
-        if (blocks := ranges.take()) is None:
+        if not _let_in(run) or (blocks := ranges.take()) is None:
             return
         first, end = blocks
         run.reach("copy: before a chunk")
@@ -214,12 +249,21 @@ def _copy(
         run.reporter.advance(end - first, rows=rows)
 
 
+def _let_in(run: Run) -> bool:
+    """Wait for the throttle; False where a pause was asked for, before which the other workers finish their chunks."""
+    try:
+        run.pass_gate()
+    except Paused:
+        return False
+    return True
+
+
 def _freeze_meanwhile(run: Run, conn: Connection, number: int, ranges: Ranges) -> None:
     """What a worker that does not copy can do: freeze the first part of the shadow, so that less is left for later."""
     if number != 1:
         return
     while ranges.handed_out < _FREEZE_FROM:
-        if run.workers.stopping.is_set():
+        if run.workers.stopping.is_set() or run.pause is not None:
             return
         run.server.rest(_ASK_S)
     run.parallel_pays = False

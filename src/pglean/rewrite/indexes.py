@@ -59,7 +59,7 @@ def _definitions(conn: Connection, oids: list[int]) -> dict[int, _Definition]:
     return {oid: (text, rest, literals) for oid, text, rest, literals in rows}
 
 
-def _create(conn: Connection, job: Job, index: Index, text: str | None) -> int:
+def _create(conn: Connection, job: Job, index: Index, text: str | None, *, postpone: bool = True) -> int:
     if text is None:
         raise PgleanError(f"the definition of index {index.name} could not be understood")
     twin = job.twin_name(index.oid)
@@ -70,22 +70,31 @@ def _create(conn: Connection, job: Job, index: Index, text: str | None) -> int:
         sql.SQL("CREATE {}INDEX {} ON {} USING {}").format(unique, sql.Identifier(twin), job.shadow, fragment(text))
     )
     name = f"{SCHEMA}.{twin}"
-    conn.execute("SELECT pglean.postpone_1(%s::pg_catalog.regclass)", (name,))
+    if postpone:
+        conn.execute("SELECT pglean.postpone_1(%s::pg_catalog.regclass)", (name,))
     return int(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.oid", (name,)))
 
 
 def run(run: Run) -> None:
-    """Build all twins, as many at once as there are workers to spare.
+    """Build all twins that are not built, as many at once as there are workers to spare.
 
     The shadow holds what the table held in one snapshot, in which the constraints were true: unique twins can be built.
     The one with most work comes first: begun last, it would be built alone while the other workers have nothing to do.
     """
     efforts: dict[int, float] = dict(run.control.execute(query("indexes.effort"), {"oid": run.table.oid}).fetchall())
-    indexes = sorted(run.table.indexes, key=lambda index: -float(efforts.get(index.oid, 0)))
+    built = jobs.twins(run.control, run.job.id)
+    empty = jobs.unbuilt(run.control, run.job.id)
+    indexes = sorted(
+        # One that somebody is building just now comes later (`swap`).
+        (index for index in run.table.indexes if index.oid not in built and index.valid),
+        key=lambda index: -float(efforts.get(index.oid, 0)),
+    )
     run.reporter.total(len(indexes), "indexes")
 
     def build(conn: Connection, _: str, index: Index) -> None:
-        _build(run, conn, index, len(indexes))
+        run.pass_gate()
+        act = _build if index.oid in empty else _make
+        act(run, conn, index, len(indexes))
 
     take = run.workers.each if run.workers_to_spare(run.control) else run.workers.in_turn
     take(indexes, build)
@@ -97,10 +106,45 @@ def _build(run: Run, conn: Connection, index: Index, count: int) -> None:
     run.purpose(conn, f"index {index.name}")
     twin = sql.Identifier(SCHEMA, run.job.twin_name(index.oid))
     with transaction(conn):
-        if run.workers.count > 1 and count > 1:
-            # Several builds at once use the processors already; each would fetch helpers of its own.
-            conn.execute("SET LOCAL max_parallel_maintenance_workers = 0")
+        jobs.check_current(conn, run.job)
+        _no_helpers(run, conn, count)
         conn.execute(sql.SQL("REINDEX INDEX {}").format(twin))
         jobs.record_built(conn, run.job.id, index.oid)
         run.reach("index: after a build")
     run.reporter.advance(1)
+
+
+def _make(run: Run, conn: Connection, index: Index, count: int) -> None:
+    """Make and build the twin of an index that somebody has made since the run began.
+
+    On entry: the shadow is what the table was in a snapshot taken since the index became valid: it can be built.
+    """
+    run.purpose(conn, f"index {index.name}")
+    with transaction(conn):
+        jobs.check_current(conn, run.job)
+        _no_helpers(run, conn, count)
+        text, rest, literals = _definitions(conn, [index.oid]).get(index.oid, (None, [], False))
+        if literals and not run.table.owner_is_superuser:
+            # Parsing them safely would lock pg_type for as long as the build takes.
+            raise TableChanged(f"index {index.name}, made by another session, has a literal of a user's type")
+        twin = _create(conn, run.job, index, text, postpone=False)
+        now = _definitions(conn, [index.oid, twin])
+        if index.oid not in now or now[index.oid][:2] != (text, rest) or now[twin][:2] != (text, rest):
+            raise TableChanged(f"index {index.name}, or what it uses, was changed by another session")
+        jobs.record_twin(conn, run.job.id, index.oid, twin)
+        jobs.record_built(conn, run.job.id, index.oid)
+    run.reporter.advance(1)
+
+
+def forget(run: Run, conn: Connection, oid: int) -> None:
+    """Drop the twin of an index that is gone, or has become another. On entry: no transaction."""
+    twin = sql.Identifier(SCHEMA, run.job.twin_name(oid))
+    with transaction(conn):
+        conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(twin))
+        jobs.forget_twin(conn, run.job.id, oid)
+
+
+def _no_helpers(run: Run, conn: Connection, count: int) -> None:
+    if run.crowded or (run.workers.count > 1 and count > 1):
+        # Several builds at once use the processors already; each would fetch helpers of its own.
+        conn.execute("SET LOCAL max_parallel_maintenance_workers = 0")

@@ -1,4 +1,4 @@
-"""The persisted run: its row in pglean.job, its checkpoints, the names of its objects; and the schema they stand in.
+"""The persisted run: its row in pglean.job, its checkpoints, the names of its objects.
 
 Everything that a run makes is named after its job's number and stands in the schema `pglean`, except the
 triggers on the table, whose functions stand there. So whoever finds a job's row finds all that belongs to it.
@@ -16,14 +16,19 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pglean.catalog import Fingerprint, relation
-from pglean.errors import PgleanError
+from pglean.errors import PgleanError, TakenOver
 from pglean.options import Options
 from pglean.rewrite.phase import FOLLOWS, Phase
-from pglean.server import Connection, scalar, transaction
-from pglean.sql import fragment, migrations, query
+from pglean.server import Connection, scalar
+from pglean.sql import query
 from pglean.table import Table
 
 SCHEMA = "pglean"
+
+#: First half of the advisory locks of a run's sessions ("pgle"; the claim on a table is one of another kind).
+_NAMESPACE = 0x70676C65
+#: How long an earlier session of a run may take to end what it does.
+_LAST_WORDS = "30s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class Job:
     table: Table
     options: Options
     fingerprint: Fingerprint
+    #: How often the run was resumed.
+    epoch: int = 0
 
     @property
     def shadow(self) -> sql.Identifier:
@@ -59,76 +66,24 @@ class Job:
         return f"twin_{self.id}_{index_oid}"
 
 
-# ---- the schema
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the database has of a run."""
 
-
-def schema_version(conn: Connection) -> int | None:
-    """The newest migration that was applied; None where there is no schema pglean.
-
-    Raises `PgleanError` where the schema is not ours, or our role may not look into it.
-    """
-    owner = conn.execute(query("catalog.schema_owner")).fetchone()
-    if owner is None:
-        return None
-    name, ours, _ = owner
-    if not ours:
-        raise PgleanError(
-            f'there is a schema "pglean" that is not ours (owner "{name}")',
-            hint="Rename or drop it: ALTER SCHEMA pglean RENAME TO something_else;",
-        )
-    if not scalar(conn, "SELECT pg_catalog.has_schema_privilege('pglean', 'USAGE')"):
-        raise PgleanError(
-            "permission denied for schema pglean",
-            hint="Connect as a superuser (-U).",
-        )
-    return int(scalar(conn, "SELECT pg_catalog.max(version) FROM pglean.version"))
-
-
-def ensure_schema(conn: Connection) -> None:
-    """Create the schema `pglean` or bring it up to date; whoever owns it was looked at by preflight.
-
-    Raises `PgleanError` where a newer pglean has made it.
-    """
-    known = migrations()
-    with transaction(conn):
-        # Two first runs at once: one creates, the other waits and finds it done.
-        conn.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", (0x70676C65_53434845,))
-        found = schema_version(conn)
-        newest = known[-1][0]
-        if found is not None and found > newest:
-            raise PgleanError(
-                f"schema pglean has version {found}, this program knows versions up to {newest}",
-                hint="Upgrade pglean on this machine.",
-            )
-        if found == newest:
-            return
-        if found is None:
-            # Not IF NOT EXISTS: a schema that somebody made since we looked must not be moved into.
-            conn.execute("CREATE SCHEMA pglean")
-            # Default privileges may have granted it to others.
-            for (grantee,) in conn.execute(query("job.schema_grantees")).fetchall():
-                conn.execute(sql.SQL("REVOKE ALL ON SCHEMA pglean FROM {}").format(fragment(grantee)))
-        for number, body in known:
-            if found is None or number > found:
-                conn.execute(body)
-                conn.execute("INSERT INTO pglean.version (version) VALUES (%s)", (number,))
-
-
-def drop_schema(conn: Connection) -> bool:
-    """Drop the schema with all it holds; False where there is none.
-
-    Raises `PgleanError` where a run is not over.
-    """
-    if runs := unfinished(conn):
-        raise PgleanError(
-            f"{len(runs)} runs are not over",
-            detail="; ".join(f"{run.id} on {run.schema}.{run.table}: {run.state}" for run in runs),
-            hint="Wait for those that are running; `pglean cleanup` undoes those that were interrupted.",
-        )
-    if schema_version(conn) is None:
-        return False
-    conn.execute("DROP SCHEMA pglean CASCADE")
-    return True
+    id: int
+    relation: int
+    phase: Phase
+    #: running, paused, done, undone, remains.
+    state: str
+    options: Options
+    fingerprint: Fingerprint
+    #: What identifies the capture; None before it was switched on.
+    capture: Any
+    blocks: int | None
+    #: Qualified name of the table when the run began.
+    table: str
+    #: How often the run was resumed.
+    epoch: int
 
 
 # ---- the row
@@ -145,11 +100,91 @@ def create(conn: Connection, table: Table, options: Options, fingerprint: Finger
             "name": table.name,
             "options": _json(options.as_json()),
             "fingerprint": _json(fingerprint),
-            "client": f"{socket.gethostname()}:{os.getpid()}",
+            "client": _client(),
             "version": version,
         },
     )
     return Job(int(job_id), table, options, fingerprint)
+
+
+def _client() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def load(conn: Connection, job_id: int) -> Stored | None:
+    """What the database has of a run; None where there is no such run."""
+    row = conn.execute(query("job.load"), {"job": job_id}).fetchone()
+    if row is None:
+        return None
+    (number, relation_oid, phase, state, options, *rest) = row
+    return Stored(number, relation_oid, Phase(phase), state, Options.from_json(options), *rest)
+
+
+def resumable(conn: Connection, oid: int) -> int | None:
+    """The run on a table that is neither over nor swapped, whether anybody works on it or not."""
+    found: int | None = scalar(conn, query("job.resumable"), {"relation": oid})
+    return found
+
+
+def revive(keeper: Connection, conn: Connection, stored: Stored, options: Options, version: str) -> int:
+    """Take the run over, with these options; returns the new epoch.
+
+    What the run's earlier sessions have under way is waited for, psycopg's LockNotAvailable after `_LAST_WORDS`; what
+    they begin later (a client that hung, and came back) is refused, as long as the session `keeper` lives.
+    """
+    keeper.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(_LAST_WORDS)))
+    try:
+        keeper.execute(query("job.supersede"), {"namespace": _NAMESPACE, "key": _epoch_key(stored.id, stored.epoch)})
+    finally:
+        keeper.execute("SET lock_timeout = 0")
+    conn.execute(
+        query("job.revive"),
+        {
+            "job": stored.id,
+            "epoch": stored.epoch + 1,
+            "options": _json(options.as_json()),
+            "client": _client(),
+            "version": version,
+        },
+    )
+    return stored.epoch + 1
+
+
+def check_current(conn: Connection, job: Job) -> None:
+    """Raise `TakenOver` where another session goes on with the run; if not, it cannot before the transaction ends."""
+    parameters = {"namespace": _NAMESPACE, "key": _epoch_key(job.id, job.epoch), "job": job.id, "epoch": job.epoch}
+    if not scalar(conn, query("job.current"), parameters):
+        raise TakenOver(f"another session has gone on with run {job.id}")
+
+
+def is_ours(conn: Connection, job: Job) -> bool:
+    """Whether nobody else has gone on with the run, or ended it, since."""
+    return bool(scalar(conn, query("job.ours"), {"job": job.id, "epoch": job.epoch}))
+
+
+def _epoch_key(job_id: int, epoch: int) -> int:
+    return (job_id * 4096 + epoch % 4096) % (1 << 31)
+
+
+def keep(conn: Connection, job_id: int, error: str) -> None:
+    """Note that nobody works on the run for now, and why; all of it stays."""
+    conn.execute(query("job.keep"), {"job": job_id, "error": _plain(error)})
+
+
+def adopt(conn: Connection, job_id: int, fingerprint: Fingerprint) -> None:
+    """Persist what the table is now."""
+    conn.execute(query("job.adopt"), {"job": job_id, "fingerprint": _json(fingerprint)})
+
+
+def request(conn: Connection, job_id: int, command: str) -> bool:
+    """Ask whoever works on the run to pause, to swap or to abort it; False where the run is over or paused."""
+    return conn.execute(query("job.request"), {"job": job_id, "command": command}).rowcount == 1
+
+
+def command(conn: Connection, job_id: int) -> str | None:
+    """What the run was asked for."""
+    asked: str | None = scalar(conn, query("job.command"), {"job": job_id})
+    return asked
 
 
 def enter(conn: Connection, job_id: int, phase: Phase) -> None:
@@ -205,6 +240,21 @@ def twins(conn: Connection, job_id: int) -> dict[int, int]:
     return {row[0]: row[1] for row in conn.execute(query("job.twins"), {"job": job_id})}
 
 
+def unbuilt(conn: Connection, job_id: int) -> set[int]:
+    """The indexes of the table that have an empty twin."""
+    return {row[0] for row in conn.execute(query("job.all_twins"), {"job": job_id}) if not row[2]}
+
+
+def forget_twin(conn: Connection, job_id: int, index_oid: int) -> None:
+    """Drop the checkpoint of a twin, in the transaction that drops it."""
+    conn.execute(query("job.forget_twin"), {"job": job_id, "index": index_oid})
+
+
+def chunks(conn: Connection, job_id: int) -> list[tuple[int, int, int]]:
+    """The ranges of blocks that are copied, in order: first block, end (exclusive), rows."""
+    return [(row[0], row[1], row[2]) for row in conn.execute(query("job.chunks"), {"job": job_id})]
+
+
 def finish(
     conn: Connection,
     job_id: int,
@@ -223,7 +273,7 @@ def finish(
             "job": job_id,
             "phase": None if state == "remains" else int(Phase.DONE if state == "done" else Phase.UNDONE),
             "state": state,
-            "error": None if error is None else error.replace("…", "..."),
+            "error": None if error is None else _plain(error),
             "result": None if result is None else _json(result),
         },
     )
@@ -238,53 +288,11 @@ def analyze(conn: Connection, table: Table) -> None:
         conn.execute("SET lock_timeout = 0")
 
 
+def _plain(text: str) -> str:
+    """Without what a database in another encoding than UTF-8 could not store of our own texts."""
+    return text.replace("…", "...")
+
+
 def _json(value: Any) -> Jsonb:
     """Characters as they are, not as escapes: a database in another encoding than UTF-8 has no use for these."""
-    return Jsonb(value, dumps=lambda v: json.dumps(v, default=str, ensure_ascii=False).replace("…", "..."))
-
-
-# ---- what status shows
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """One run that is not over, as another session sees it."""
-
-    id: int
-    schema: str
-    table: str
-    relation: int
-    phase: str
-    #: running (a live session has its claim) or interrupted.
-    state: str
-    progress: dict[str, Any]
-    #: Seconds since the run began and since its last heartbeat.
-    elapsed_s: float
-    heartbeat_s: float
-    #: Recorded changes waiting, as size of the change table; 0 where there is none yet.
-    changes_bytes: int
-    shadow_bytes: int
-    error: str | None
-
-
-def unfinished(conn: Connection) -> list[Status]:
-    """All runs that are not over, or that left something; empty where there is no schema of ours."""
-    if schema_version(conn) is None:
-        return []
-    return [
-        Status(
-            id=row[0],
-            schema=row[1],
-            table=row[2],
-            relation=row[3],
-            phase=Phase(row[4]).label,
-            state=row[5],
-            progress=row[6] or {},
-            elapsed_s=float(row[7]),
-            heartbeat_s=float(row[8]),
-            changes_bytes=row[9],
-            shadow_bytes=row[10],
-            error=row[11],
-        )
-        for row in conn.execute(query("job.unfinished"))
-    ]
+    return Jsonb(value, dumps=lambda v: _plain(json.dumps(v, default=str, ensure_ascii=False)))

@@ -1,20 +1,23 @@
 """The phases of a run, with fixed numbers (they are stored), and what may follow what. Pure: no I/O.
 
-    number  phase        on the way out of it, killed or not, the database holds        undo
-    0       planned      the job's row                                                  close the row
-    10      capturing    change table, trigger functions, perhaps triggers              drop them
-    20      copying      + the shadow, some chunks of it                                drop all
-    30      indexing     + all rows in it, some indexes                                 drop all
-    40      catching up  + all indexes; equal to the table up to the waiting records    drop all
-    50      verifying    the same                                                       drop all
-    60      ready        the same, verified                                             drop all
-    70      swapping     the same, or, once committed, the next                         drop all
-    80      cleaning     the table has its new files; the shadow has the old ones       finish: drop all
-    100     done         the job's row
-    110     undone       the job's row
+    number  phase        in the database, killed or not               resume goes on with    abort
+    0       planned      the job's row                                another run, anew      undone
+    10      capturing    change table, functions, the empty shadow    another run, anew      undone
+    20      copying      + triggers; some chunks are in the shadow    the chunks missing     undone
+    30      indexing     + all rows; some indexes are built           a refresh, the rest    undone
+    40      catching up  + all indexes; equal to the table up to      catching up            undone
+                         the records that wait
+    50      verifying    the same                                     catching up            undone
+    60      ready        the same, verified                           catching up            undone
+    70      swapping     the same, or, once committed, the next       catching up            undone
+    80      cleaning     the table has its new files, the shadow      cleaning               done
+                         the old ones: there is no way back
+    100     done         the job's row                                nothing                nothing
+    110     undone       the job's row                                nothing                nothing
 
-The swap's transaction writes phase 80 itself: whoever finds a run in 70 knows that nothing was exchanged, whoever finds
-80 knows that all of it was. There is nothing in between, so a connection lost at COMMIT is no riddle.
+Two transactions enter the next phase themselves: the one that switches capturing on writes 20, the swap's writes 80.
+So whoever finds 10 knows that nothing is recorded yet, whoever finds 70 that nothing was exchanged, and whoever finds
+80 that all of it was. There is nothing in between: a connection lost at COMMIT is no riddle.
 """
 
 from __future__ import annotations
@@ -52,6 +55,11 @@ class Phase(IntEnum):
         """The table already has its new files: what is left to do is to tidy up, there is no way back."""
         return Phase.CLEANING <= self < Phase.UNDONE
 
+    @property
+    def worth_keeping(self) -> bool:
+        """There is work in it that a resumed run need not do again."""
+        return Phase.COPYING <= self <= Phase.SWAPPING
+
 
 #: The phases that a phase may be followed by.
 FOLLOWS: dict[Phase, frozenset[Phase]] = {
@@ -59,12 +67,32 @@ FOLLOWS: dict[Phase, frozenset[Phase]] = {
     Phase.CAPTURING: frozenset({Phase.COPYING, Phase.UNDONE}),
     Phase.COPYING: frozenset({Phase.INDEXING, Phase.UNDONE}),
     Phase.INDEXING: frozenset({Phase.CATCHING_UP, Phase.UNDONE}),
-    Phase.CATCHING_UP: frozenset({Phase.VERIFYING, Phase.READY, Phase.UNDONE}),
-    Phase.VERIFYING: frozenset({Phase.READY, Phase.UNDONE}),
-    Phase.READY: frozenset({Phase.SWAPPING, Phase.UNDONE}),
-    # Over the budget, or no lock: back to catching up, as often as need be.
-    Phase.SWAPPING: frozenset({Phase.CATCHING_UP, Phase.CLEANING, Phase.UNDONE}),
+    # Back to indexing from here on: somebody has made an index.
+    Phase.CATCHING_UP: frozenset({Phase.VERIFYING, Phase.INDEXING, Phase.UNDONE}),
+    Phase.VERIFYING: frozenset({Phase.READY, Phase.CATCHING_UP, Phase.INDEXING, Phase.UNDONE}),
+    Phase.READY: frozenset({Phase.SWAPPING, Phase.CATCHING_UP, Phase.INDEXING, Phase.UNDONE}),
+    # Back to ready: the window has closed.
+    Phase.SWAPPING: frozenset({Phase.CATCHING_UP, Phase.READY, Phase.INDEXING, Phase.CLEANING, Phase.UNDONE}),
     Phase.CLEANING: frozenset({Phase.DONE}),
     Phase.DONE: frozenset(),
     Phase.UNDONE: frozenset(),
+}
+
+#: Where a run that was interrupted in a phase goes on; in `planned`: anew, as another run.
+RESUMES_WITH: dict[Phase, Phase] = {
+    Phase.PLANNED: Phase.PLANNED,
+    Phase.CAPTURING: Phase.PLANNED,
+    Phase.COPYING: Phase.COPYING,
+    Phase.INDEXING: Phase.INDEXING,
+    Phase.CATCHING_UP: Phase.CATCHING_UP,
+    # What was verified, or found ready, has been written to since.
+    Phase.VERIFYING: Phase.CATCHING_UP,
+    Phase.READY: Phase.CATCHING_UP,
+    Phase.SWAPPING: Phase.CATCHING_UP,
+    Phase.CLEANING: Phase.CLEANING,
+}
+
+#: What becomes of a run that is aborted in a phase, or interrupted and cleaned up after.
+ENDS_AS: dict[Phase, Phase] = {
+    phase: Phase.DONE if phase.swapped else Phase.UNDONE for phase in Phase if not phase.over
 }

@@ -1,41 +1,58 @@
 """The order of things: the only orchestrator. Phases are data; it holds no SQL.
 
-Each step runs in its phase, whose number is persisted on entry. Whatever ends a run (an error, Ctrl-C, a lost
-connection), the same `undo` follows: it finds what the run has made by the run's number, in a session of its own.
+Each step runs in its phase, whose number is persisted on entry. A run that is resumed enters the same sequence further
+down; a step that cannot be finished now (`GoBack`) sends it back up. Whatever ends a run, `ending` decides what becomes
+of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Final
 
 import psycopg
+from psycopg import errors as pg
 
-from pglean import catalog, pausepoint
+from pglean import catalog, disk
 from pglean.capture.trigger import TriggerCapture
-from pglean.errors import CaptureGap, ConnectionLost, LockNotObtained, PgleanError, Refused
-from pglean.locks import Mode, OverBudget, Patience, Policy, claim, claimed, locked
+from pglean.errors import CaptureGap, IndexesChanged, LockNotObtained, Refused, UsageError
+from pglean.locks import Mode, OverBudget, claim, claimed, locked
 from pglean.options import Options
 from pglean.progress import Callback, Progress, Reporter
 from pglean.result import RelationSize, Result
-from pglean.rewrite import catchup, checks, cleanup, copy, indexes, refresh, shadow, swap, verify
+from pglean.rewrite import (
+    adopt,
+    catchup,
+    checks,
+    cleanup,
+    copy,
+    ending,
+    indexes,
+    ready,
+    refresh,
+    schema,
+    shadow,
+    swap,
+    verify,
+)
 from pglean.rewrite import job as jobs
-from pglean.rewrite.phase import Phase
+from pglean.rewrite.phase import RESUMES_WITH, Phase
 from pglean.rewrite.plan import Plan
-from pglean.rewrite.run import Run, Workers
+from pglean.rewrite.run import GoBack, Run, Workers
 from pglean.rewrite.watch import watching
-from pglean.server import Connection, Server, scalar, transaction, translate
+from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
+from pglean.throttle import Throttle
 from pglean.version import __version__
 
 #: How often a copy is begun again after somebody switched our triggers off for a moment.
 _ATTEMPTS = 3
-#: How long an undo tries to reach a server that is restarting, and to get the lock for dropping triggers, in seconds.
-_RECONNECT_S, _UNDO_WAIT_S = 30.0, 10.0
+#: Sessions beside the workers: watch, control, and one for pausing writers.
+_OTHER_SESSIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +69,7 @@ class Step:
 def _capture(run: Run) -> None:
     """Shadow and change table first, with no lock on the table; then the triggers, under a moment's lock.
 
+    The transaction that switches the triggers on enters phase `copying` itself.
     Locks: SHARE ROW EXCLUSIVE on the table. Killed: the row in pglean.job names whatever is there.
     """
     conn = run.control
@@ -73,6 +91,7 @@ def _capture(run: Run) -> None:
                 # Read while no writer is under way: whatever is added behind this block is recorded.
                 run.blocks = catalog.blocks(conn, run.table.oid)
                 jobs.record_capture(conn, run.job.id, run.capture_identity, run.blocks)
+                jobs.enter(conn, run.job.id, Phase.COPYING)
                 run.reach("capture: before the commit")
         except OverBudget as error:
             patience.pause(run.table, Mode.SHARE_ROW_EXCLUSIVE, str(error), ())
@@ -95,13 +114,23 @@ def _verify(run: Run) -> None:
 def _swap(run: Run) -> None:
     """Try until the rest fits the budget and the lock is there; enters phase `cleaning` itself, in its transaction."""
     patience = run.patience()
+
+    def between() -> None:
+        ready.check_window(run)
+        catchup.once(run)
+
     while True:
         try:
-            swap.attempt(run, patience, between=lambda: catchup.once(run))
+            ready.wait_for_indexes(run, patience)
+            ready.wait_for_snapshots(run, patience)
+            swap.attempt(run, patience, between=between)
         except OverBudget as error:
             patience.pause(run.table, Mode.ACCESS_EXCLUSIVE, str(error), ())
+            ready.check_window(run)
             catchup.drain(run)
             continue
+        # There is no way back, and what is left is no work to be paused.
+        run.pause = None
         return
 
 
@@ -139,10 +168,12 @@ STEPS = (
     Step(Phase.INDEXING, _index),
     Step(Phase.CATCHING_UP, catchup.run),
     Step(Phase.VERIFYING, _verify),
-    Step(Phase.READY, catchup.drain),
+    Step(Phase.READY, ready.run),
     Step(Phase.SWAPPING, _swap),
     Step(Phase.CLEANING, _clean),
 )
+
+_POSITION: Final = {step.phase: position for position, step in enumerate(STEPS)}
 
 
 # ---- a run
@@ -158,7 +189,8 @@ def _plan(server: Server, conn: Connection, oid: int, options: Options, *, busy:
     # The fingerprint comes first: what is changed after it will be noticed.
     fingerprint = catalog.fingerprint(conn, oid)
     table = catalog.load(conn, oid)
-    findings = checks.run(checks.gather(conn, server.capabilities, table, busy=busy))
+    sessions = options.jobs + _OTHER_SESSIONS
+    findings = checks.run(checks.gather(conn, server.capabilities, table, busy=busy, sessions=sessions))
     fatal = [finding for finding in findings if finding.fatal]
     if fatal or fingerprint is None:
         raise Refused(table.qualified_name, fatal)
@@ -166,16 +198,15 @@ def _plan(server: Server, conn: Connection, oid: int, options: Options, *, busy:
 
 
 def repack(server: Server, oid: int, options: Options, on_progress: Callback | None = None) -> Result:
-    """Rewrite one table online.
+    """Rewrite one table online; a run on it that was interrupted or kept is gone on with.
 
     Locks taken on it: ACCESS SHARE per chunk and refresh; SHARE ROW EXCLUSIVE and ACCESS EXCLUSIVE for a moment each.
-    Raises the errors of `pglean.errors`; whatever is raised, nothing of the run is left but its row, or the error
-    says what is.
+    Raises the errors of `pglean.errors`, which say what has become of the run (`ending`).
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return _repack(server, oid, options, on_progress)
-        except CaptureGap as gap:
+        except (CaptureGap, IndexesChanged) as gap:
             # What was copied is worth nothing; what remains to be done is the same as before.
             if attempt == _ATTEMPTS:
                 raise
@@ -184,25 +215,52 @@ def repack(server: Server, oid: int, options: Options, on_progress: Callback | N
     raise AssertionError("unreachable")
 
 
+def resume(server: Server, job_id: int, on_progress: Callback | None = None) -> Result | None:
+    """Go on with a run that was interrupted or kept, with its own options; None where it only had to be finished.
+
+    Raises `UsageError` where there is no such run, or it is over; else what `repack` raises.
+    """
+    with server.connect("resume") as conn:
+        stored = jobs.load(conn, job_id) if schema.present(conn) else None
+        if stored is None or stored.phase.over:
+            raise UsageError(
+                f"there is no run {job_id} to be resumed",
+                hint="`pglean status` lists those that are not over, `pglean log` the others.",
+            )
+        if stored.phase.swapped:
+            _finish(server, conn, stored.relation)
+            return None
+    return repack(server, stored.relation, stored.options, on_progress)
+
+
+def _finish(server: Server, conn: Connection, oid: int) -> None:
+    patience = ending.patience(server, Options())
+    for status, remains in cleanup.sweep(server, conn, patience, lambda run: run.relation == oid):
+        if remains:
+            raise LockNotObtained(
+                f"could not remove all that run {status.id} needed", detail=f"Still there: {'; '.join(remains)}."
+            )
+
+
 def _repack(server: Server, oid: int, options: Options, on_progress: Callback | None) -> Result:
     started = time.monotonic()
     with server.connect("watch") as keeper, server.connect("run") as control:
         plan = _plan(server, keeper, oid, options, busy=not claim(keeper, oid))
-        table = plan.table
-        jobs.ensure_schema(control)
-        cleanup.sweep(server, keeper, _patience(server, options), relation=oid)
+        schema.ensure(control)
+        space = disk.find(control, plan.table.tablespace)
         sizes_before = _sizes(control, oid)
         wal_before = int(scalar(control, query("report.wal_bytes")))
-        job = jobs.create(control, table, options, plan.fingerprint, __version__)
-        reporter = Reporter(job.id, table.qualified_name, on_progress)
+        job, first, capture, blocks = _begin(server, keeper, control, plan, on_progress)
+        reporter = Reporter(job.id, job.table.qualified_name, on_progress)
         for warning in plan.warnings:
             reporter.message(f"warning: {warning}")
         try:
             with _workers(server, job, control, reporter) as run:
-                phases = _walk(run, keeper)
+                run.capture_identity, run.blocks = capture, blocks
+                phases = _walk(run, keeper, Throttle(options, space), first)
             result = Result(
                 job=job.id,
-                table=table.qualified_name,
+                table=job.table.qualified_name,
                 rows=run.rows,
                 sizes=_compare(sizes_before, _sizes(control, oid)),
                 exclusive_lock_ms=round(run.exclusive_lock_ms, 1),
@@ -218,7 +276,7 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
             # Whatever state an interruption has left the sessions in, their locks must be gone before undoing.
             control.close()
             keeper.close()
-            told = _end(server, job, error, options)
+            told = ending.end(server, job, error)
             if told is error:
                 raise
             raise told from error
@@ -226,11 +284,36 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
         return result
 
 
-def _patience(server: Server, options: Options, limit_s: float | None = None) -> Patience:
-    policy = Policy.of(options)
-    if limit_s is not None:
-        policy = replace(policy, wait_timeout_s=min(policy.wait_timeout_s, limit_s), kill_backend=False)
-    return Patience(server, policy, lambda _: None)
+def _begin(
+    server: Server, keeper: Connection, control: Connection, plan: Plan, on_progress: Callback | None
+) -> tuple[jobs.Job, Phase, object, int]:
+    """A new run, or the one that is there already: the job, its first phase, its capture, the blocks to be copied.
+
+    On entry: `keeper` has the claim on the table, so nobody else works on it.
+    """
+    table = plan.table
+
+    def tell(text: str) -> None:
+        if on_progress is not None:
+            on_progress(Progress(0, table.qualified_name, "planned", message=text))
+
+    found = jobs.resumable(control, table.oid)
+    if found is not None and (stored := jobs.load(control, found)) is not None:
+        changed = catalog.changed_parts(stored.fingerprint, plan.fingerprint)
+        first = RESUMES_WITH[stored.phase]
+        if first is not Phase.PLANNED and changed in ([], ["indexes"]):
+            try:
+                epoch = jobs.revive(keeper, control, stored, plan.options, __version__)
+            except pg.LockNotAvailable as error:
+                raise LockNotObtained(f"a session of run {found} is still at work") from error
+            tell(f"goes on with run {found}, which had come to {stored.phase.label}")
+            job = jobs.Job(found, table, plan.options, stored.fingerprint, epoch)
+            return job, first, stored.capture, stored.blocks or 0
+        if changed:
+            tell(f"run {found} is undone, for the table was changed since ({', '.join(changed)})")
+    patience = ending.patience(server, plan.options)
+    cleanup.sweep(server, keeper, patience, lambda run: run.relation == table.oid)
+    return jobs.create(control, table, plan.options, plan.fingerprint, __version__), Phase.CAPTURING, None, 0
 
 
 @contextlib.contextmanager
@@ -245,115 +328,62 @@ def _workers(server: Server, job: jobs.Job, control: Connection, reporter: Repor
             if run is not None:
                 run.tick()
 
-        workers = Workers(server, conns, tick)
+        def halt() -> None:
+            if run is not None:
+                run.halt()
+
+        workers = Workers(server, conns, tick, halt)
         stack.callback(workers.close)
         run = Run(server, job, control, workers, TriggerCapture(job.table, job.id), reporter)
         yield run
 
 
-def _walk(run: Run, keeper: Connection) -> dict[str, float]:
-    """All steps in their order; returns the seconds of each."""
-    phases: dict[str, float] = {}
-
-    def take(steps: Sequence[Step]) -> None:
-        for step in steps:
-            if step.phase is not Phase.CLEANING:
-                jobs.enter(run.control, run.job.id, step.phase)
-            run.reporter.phase(step.phase.label)
-            run.reach(f"phase: {step.phase.label}")
+def _walk(run: Run, keeper: Connection, throttle: Throttle, first: Phase) -> dict[str, float]:
+    """All steps in their order, from `first` on; returns the seconds of each."""
+    seconds: dict[str, float] = {}
+    if first is not Phase.CAPTURING:
+        _revive(run)
+    position = _POSITION[first]
+    watched = False
+    with contextlib.ExitStack() as watch:
+        while position < len(STEPS):
+            step = STEPS[position]
+            if step.phase is Phase.CLEANING:
+                watch.close()
+            elif step.phase.worth_keeping and not watched:
+                watch.enter_context(watching(run, keeper, throttle))
+                watched = True
             started = time.monotonic()
-            step.act(run)
-            phases[step.phase.label] = time.monotonic() - started
-
-    # The swap changes itself what is watched, and looks at it under the lock.
-    phases_of = [step.phase for step in STEPS]
-    begin, end = phases_of.index(Phase.COPYING), phases_of.index(Phase.SWAPPING)
-    take(STEPS[:begin])
-    with watching(run, keeper):
-        take(STEPS[begin:end])
-    take(STEPS[end:])
-    return phases
+            position = _take(run, step)
+            seconds[step.phase.label] = seconds.get(step.phase.label, 0.0) + time.monotonic() - started
+    return seconds
 
 
-def _end(server: Server, job: jobs.Job, error: BaseException, options: Options) -> BaseException:
-    """Undo (or, after the swap, finish) the run; returns what is to be told."""
-    told: BaseException = server.translate(error) if isinstance(error, Exception) else error
-    with server.shielded():
-        pausepoint.reach("undo")
-        try:
-            remains, swapped = _undo(server, job, options, str(getattr(told, "message", told)))
-        except (PgleanError, psycopg.Error) as second:
-            _add_hint(told, f"Undoing failed as well ({translate(second).message}): `pglean cleanup` undoes it.")
-            return told
-    if swapped:
-        _add_hint(told, "The files had been exchanged already: the table is repacked, and what was left is removed.")
-    if remains:
-        _add_hint(told, f"Still there: {'; '.join(remains)}. `pglean cleanup` removes them.")
-    return told
+def _revive(run: Run) -> None:
+    run.captured_at = time.monotonic()
+    run.twins = jobs.twins(run.control, run.job.id)
+    if catalog.fingerprint(run.control, run.table.oid) != run.job.fingerprint:
+        run.reporter.message(adopt.take_up(run))
 
 
-def _add_hint(error: BaseException, text: str) -> None:
-    if isinstance(error, PgleanError):
-        error.hint = f"{error.hint} {text}" if error.hint else text
-    else:
-        error.add_note(text)
-
-
-def _undo(server: Server, job: jobs.Job, options: Options, reason: str) -> tuple[list[str], bool]:
-    """Remove what the run has made; returns what could not be removed, and whether the swap had been committed."""
-    with _reach_again(server) as conn:
-        if not _claim_again(server, conn, job.table.oid):
-            if any(run.id == job.id for run in jobs.unfinished(conn)):
-                raise LockNotObtained(f"a session of run {job.id} still lives on the server")
-            # Another run has taken the table: it removed what this one had left before it began.
-            return [], _swapped(conn, job)
-        try:
-            remains = cleanup.remove(server, conn, job.id, _patience(server, options, _UNDO_WAIT_S))
-        except psycopg.Error as error:
-            # An event trigger that forbids DROP, for one. Whether the table was swapped must be told all the same.
-            if conn.closed:
-                raise
-            remains = [str(error).strip().splitlines()[0]]
-        # Asked only now: a COMMIT whose connection was lost may have been under way, and its locks were waited for.
-        swapped = _swapped(conn, job)
-        state = "remains" if remains else "done" if swapped else "undone"
-        jobs.finish(conn, job.id, state, error="; ".join([reason, *remains]))
-        return remains, swapped
-
-
-def _swapped(conn: Connection, job: jobs.Job) -> bool:
-    phase = jobs.phase_of(conn, job.id)
-    return phase is not None and phase.swapped
-
-
-def _claim_again(server: Server, conn: Connection, oid: int) -> bool:
-    """Take the claim that the run's closed session is about to lose."""
-    deadline = time.monotonic() + _UNDO_WAIT_S
-    while not claim(conn, oid):
-        if time.monotonic() > deadline:
-            return False
-        server.rest(0.05)
-    return True
-
-
-@contextlib.contextmanager
-def _reach_again(server: Server) -> Iterator[Connection]:
-    """A session for undoing; a server that is restarting is waited for."""
-    deadline = time.monotonic() + _RECONNECT_S
-    while True:
-        try:
-            connection = server.connect("undo", cancellable=False)
-            conn = connection.__enter__()
-        except ConnectionLost:
-            if time.monotonic() > deadline:
-                raise
-            server.rest(0.5)
-            continue
-        break
+def _take(run: Run, step: Step) -> int:
+    """Do a step; returns the position of the one that comes next."""
+    if step.phase is not Phase.CLEANING:
+        jobs.enter(run.control, run.job.id, step.phase)
+    run.reporter.phase(step.phase.label)
+    run.reach(f"phase: {step.phase.label}")
     try:
-        yield conn
-    finally:
-        connection.__exit__(None, None, None)
+        run.halt()
+        step.act(run)
+    except GoBack as back:
+        run.reporter.message(str(back))
+        return _POSITION[back.phase]
+    except IndexesChanged:
+        if step.phase is Phase.CAPTURING:
+            raise
+        run.reporter.message(adopt.take_up(run))
+        return min(_POSITION[step.phase], _POSITION[Phase.INDEXING])
+    return _POSITION[step.phase] + 1
 
 
 # ---- figures
@@ -372,6 +402,3 @@ def _compare(before: list[tuple[str, str, int]], after: list[tuple[str, str, int
         RelationSize(kind, name, old.get((kind, name), 0), new.get((kind, name), 0))
         for kind, name in dict.fromkeys([*old, *new])
     )
-
-
-__all__: list[Any] = ["preflight", "repack"]

@@ -23,11 +23,21 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Free space that is surely enough: a second copy as large as the first, until the old files are dropped.
+        """The present size of the table, as a bound for that of the copy beside it, until the old files are dropped.
 
-        What a run really needs is this times the share of live data, plus the change table.
+        What a run really needs is this times the share of live data, plus the change table; a fillfactor that was
+        lowered since the rows were written may ask for more (of which `checks` warns).
         """
         return self.table.total_bytes
+
+    @property
+    def disk_bytes_by_tablespace(self) -> dict[str | None, int]:
+        """The same for each tablespace by name, None for the database's default; TOAST lies where the heap does."""
+        table = self.table
+        needed = {table.tablespace: table.heap_bytes + (table.toast.bytes if table.toast else 0)}
+        for index in table.indexes:
+            needed[index.tablespace] = needed.get(index.tablespace, 0) + index.bytes
+        return needed
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -40,12 +50,14 @@ class Plan:
             Verify.COUNT: "compare the number of rows in both tables",
             Verify.FULL: "compare both tables row by row",
         }[options.verify]
+        count = len(table.indexes)
+        indexes = "the index" if count == 1 else f"{count} indexes, {min(options.jobs, max(count, 1))} at a time"
         steps = [
             f"record the keys ({key_text}) of changed rows, by three triggers"
             f" (SHARE ROW EXCLUSIVE, a moment; waits at most {options.lock_timeout_ms} ms at a time)",
             f"copy the rows in chunks of about {options.chunk_ms} ms, {options.jobs} at a time",
             "take over the changes recorded meanwhile; freeze the copy",
-            f"build {len(table.indexes)} indexes, {min(options.jobs, max(len(table.indexes), 1))} at a time",
+            f"build {indexes}",
             "catch up with the changes",
             verify,
             f"exchange the files (ACCESS EXCLUSIVE, at most {options.max_lock_ms} ms)",

@@ -69,10 +69,14 @@ def waiting(conn: Connection, run: Run) -> int:
 
 
 def before_indexes(run: Run) -> None:
-    """Take over what was recorded during the copy, in shares. On exit duplicates of the copy are gone."""
+    """Take over what was recorded during the copy. On exit duplicates of the copy are gone.
+
+    In shares, unless an index is built already (the run was resumed, or somebody has made an index meanwhile).
+    """
     records = waiting(run.control, run)
     key = _key(run)
-    shares = max(1, min(records // _SHARE_RECORDS, 1024)) if key.hashable else 1
+    divisible = key.hashable and not run.twins
+    shares = max(1, min(records // _SHARE_RECORDS, 1024)) if divisible else 1
     if shares > 1:
         run.reporter.total(shares, "shares")
         take = run.workers.in_turn if run.crowded else run.workers.each
@@ -101,6 +105,7 @@ def round_(run: Run, *, then: partial[None] | None = None, alone: bool = False) 
     `then` is called in the snapshot of the refresh, before its commit: there shadow and table are equal.
     `alone`: not divided among workers, which get more done and leave less to the application.
     """
+    run.pass_gate()
     run.reach("refresh: before a round")
     run.purpose(run.control, "refresh")
     done = run.again(partial(_round, run, then, alone))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -17,12 +18,15 @@ from psycopg import errors as pg
 from pglean import pausepoint
 from pglean.capture import ChangeCapture
 from pglean.catalog import check_fingerprint
+from pglean.errors import PgleanError
 from pglean.locks import Mode, Patience, Policy, locked
 from pglean.progress import Reporter
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job
+from pglean.rewrite.phase import Phase
 from pglean.server import Connection, Server, scalar, set_purpose
 from pglean.table import Table
+from pglean.throttle import Gate
 
 T = TypeVar("T")
 
@@ -32,14 +36,25 @@ _HEARTBEAT_S = 2.0
 _RECORD_BYTES, _BUSY_PER_S = 40, 200
 
 
+class GoBack(Exception):
+    """A step cannot be finished now: the run goes on with an earlier phase. Its text says why."""
+
+    def __init__(self, phase: Phase, reason: str) -> None:
+        super().__init__(reason)
+        self.phase = phase
+
+
 class Workers:
     """A fixed number of sessions, each used by one thread at a time.
 
     On entry of each task and on its exit its session has no transaction open.
     """
 
-    def __init__(self, server: Server, conns: list[Connection], tick: Callable[[], None]) -> None:
-        self._server, self._conns, self._tick = server, conns, tick
+    def __init__(
+        self, server: Server, conns: list[Connection], tick: Callable[[], None], halt: Callable[[], None]
+    ) -> None:
+        """`tick` is called now and then while others work; `halt` raises where nothing more shall be begun."""
+        self._server, self._conns, self._tick, self._halt = server, conns, tick, halt
         # Last in, first out: the session that has just worked has the table's buffers mapped in its memory, and another
         # would spend a good part of its time on getting there.
         self._idle: queue.LifoQueue[tuple[int, Connection]] = queue.LifoQueue()
@@ -56,15 +71,23 @@ class Workers:
         """Run the task for every item, as many at once as there are sessions; `task` gets the worker's name too.
 
         The first error stops the others (their statements are cancelled) and is raised when all have stopped.
+        Where a pause is asked for, what was begun is finished first: it may be an index that took hours.
         """
         self.stopping.clear()
+        postponed: list[PgleanError] = []
 
         def call(item: T) -> None:
             number, conn = self._idle.get()
             try:
-                if not self.stopping.is_set():
-                    self._server.check()
-                    task(conn, f"w{number}", item)
+                if self.stopping.is_set():
+                    return
+                self._server.check()
+                try:
+                    self._halt()
+                except PgleanError as pause:
+                    postponed.append(pause)
+                    return
+                task(conn, f"w{number}", item)
             finally:
                 self._idle.put((number, conn))
 
@@ -80,6 +103,8 @@ class Workers:
                         conn.cancel_safe(timeout=2)
                 _, pending = wait(pending, timeout=_TICK_S)
             raise
+        if postponed:
+            raise postponed[0]
 
     def _wait(self, futures: list[Future[None]]) -> None:
         pending = set(futures)
@@ -137,7 +162,14 @@ class Run:
     exclusive_lock_ms: float = 0.0
     #: Rows in the table, as counted by the copy or by the verification.
     rows: int = 0
+    #: Closed while the throttle wants no more work to begin.
+    gate: Gate = field(default_factory=Gate)
+    #: Set once `pglean swap` was called.
+    swap_asked: threading.Event = field(default_factory=threading.Event)
+    #: What ends the run between two pieces of work; they are finished first.
+    pause: PgleanError | None = None
     _beat: float = 0.0
+    _thread: int = field(default_factory=threading.get_ident)
 
     @property
     def table(self) -> Table:
@@ -145,7 +177,25 @@ class Run:
 
     def patience(self) -> Patience:
         """A new allowance of waiting."""
-        return Patience(self.server, Policy.of(self.job.options), self.reporter.waiting)
+        return Patience(self.server, Policy.of(self.job.options), self.waiting, self.reporter.message)
+
+    def waiting(self, reason: str) -> None:
+        """The run waits for something, with no lock and no transaction. Raises where a pause was asked for."""
+        self.halt()
+        self.reporter.waiting(reason)
+        self.tick()
+
+    def halt(self) -> None:
+        """Between two pieces of work: raise `Paused` where that was asked for."""
+        if self.pause is not None:
+            raise copy(self.pause)
+
+    def pass_gate(self) -> None:
+        """Before a piece of work, with no transaction: wait as long as the throttle says so."""
+        while reason := self.gate.reason:
+            self.waiting(reason)
+            self.server.rest(_TICK_S)
+        self.halt()
 
     def again(self, body: Callable[[], T]) -> T:
         """Run the body, and once more from its start where a table of ours was locked by somebody (REINDEX DATABASE).
@@ -179,7 +229,11 @@ class Run:
             yield
 
     def check(self, conn: Connection) -> None:
-        """Raise where the table or our capture is not what it was. On entry: the table is locked."""
+        """Raise where the table or our capture is not what it was, or the run not ours any more.
+
+        On entry: the table is locked.
+        """
+        jobs.check_current(conn, self.job)
         check_fingerprint(conn, self.table, self.job.fingerprint)
         self.capture.check(conn, self.capture_identity)
 
@@ -188,11 +242,14 @@ class Run:
         set_purpose(conn, f"{self.job.id} {self.table.name} {what}")
 
     def tick(self) -> None:
-        """Between things, in the main thread: notice Ctrl-C, write the heartbeat.
+        """Between things: notice Ctrl-C, write the heartbeat.
 
-        The control session may be in a transaction of its own; then the heartbeat waits.
+        The control session may be in a transaction of its own; then the heartbeat waits. It is written by the thread
+        that begins these: another's would slip into a transaction that is just being begun.
         """
         self.server.check()
+        if threading.get_ident() != self._thread:
+            return
         now = time.monotonic()
         idle = self.control.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         if idle and now - self._beat >= _HEARTBEAT_S:

@@ -12,6 +12,9 @@ One READ COMMITTED transaction:
    parameters, which belong to the table by right, change places back.
 6. The shadow's mark that hides it from logical decoding goes. The triggers go. The job's row says `cleaning`.
 
+With `--mvcc-safe` steps 1 to 3 are others (`_settle`): writers are kept away first, the records are taken over and
+committed by another session, older snapshots are waited for, and then the lock is raised.
+
 Invariant: before COMMIT everything is as it was for everybody else; after it, the table has all committed rows in the
 new files, and what is left to do is to drop the shadow with the old ones. A lost connection leaves one or the other;
 the job's row, written in the same transaction, says which.
@@ -25,14 +28,19 @@ from collections.abc import Callable
 from psycopg import errors as pg
 
 from pglean.errors import PgleanError
-from pglean.locks import Hold, Mode, OverBudget, Patience, lock_shadow, locked
+from pglean.locks import Hold, Mode, OverBudget, Patience, lock_shadow, locked, raise_lock
 from pglean.rewrite import job as jobs
-from pglean.rewrite import refresh
+from pglean.rewrite import refresh, snapshots
 from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.phase import Phase
 from pglean.rewrite.run import Run
 from pglean.server import Connection, scalar
 from pglean.sql import query
+
+#: How often older snapshots are looked for, in seconds.
+_LOOK_S = 0.005
+#: Of the lock's budget, what may be spent before it is raised.
+_SHARE = 0.8
 
 
 def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
@@ -47,11 +55,15 @@ def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
     run.reach("swap: before the lock")
     started: float | None = None
     consumed = 0
+    safe = run.job.options.mvcc_safe
+    mode = Mode.SHARE_ROW_EXCLUSIVE if safe else Mode.ACCESS_EXCLUSIVE
     try:
-        with locked(run.server, conn, run.table, Mode.ACCESS_EXCLUSIVE, patience, between=between) as hold:
+        with locked(run.server, conn, run.table, mode, patience, between=between) as hold:
             started = time.monotonic()
             assert hold is not None
-            consumed = _exchange(run, conn, hold)
+            if safe:
+                consumed = _settle(run, conn, hold)
+            consumed += _exchange(run, conn, hold)
     except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
         # Not the table's lock (`locked` deals with that one) but a catalog row that an open GRANT has updated, by
         # somebody who may be waiting for the table; or the shadow, of which somebody thinks it is a table of his.
@@ -64,6 +76,35 @@ def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
     run.reach("swap: after the commit")
 
 
+def _settle(run: Run, conn: Connection, hold: Hold) -> int:
+    """Make sure that nobody is left who could see the shadow as it was before its last refresh (`snapshots`).
+
+    On entry: SHARE ROW EXCLUSIVE. On exit: ACCESS EXCLUSIVE. Returns the records taken over.
+    Raises `OverBudget` where older snapshots are not gone in time.
+    """
+    consumed = 0
+
+    def refresh_elsewhere(worker: Connection, _: str) -> None:
+        nonlocal consumed
+        with run.step(worker, repeatable=True):
+            # The session that holds the lock is idle meanwhile, which must end before the server ends that.
+            limit = Hold(worker, int(_SHARE * hold.left_ms))
+            consumed = refresh.within(run, worker, refresh.waiting(worker, run), limit)
+
+    run.workers.one(refresh_elsewhere)
+    run.reach("swap: before the older snapshots are gone")
+    left = snapshots.holders(run, conn)
+    while left := snapshots.remaining(run, conn, left):
+        hold.limit()
+        if snapshots.blocked(run, conn, left):
+            raise OverBudget("A writer came while older snapshots were waited for.")
+        run.server.rest(_LOOK_S)
+        if hold.left_ms < (1 - _SHARE) * run.job.options.max_lock_ms:
+            raise OverBudget(f"Older snapshots are held by {', '.join(left.values())}.")
+    raise_lock(conn, run.table, hold, run.job.options.lock_timeout_ms)
+    return consumed
+
+
 def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
     """All that is done under the lock, up to the commit; returns the records taken over."""
     lock_shadow(conn, run.job.shadow)
@@ -71,6 +112,8 @@ def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
     _check_predicate_locks(run, conn)
     hold.limit()
     consumed = refresh.within(run, conn, refresh.waiting(conn, run), hold)
+    if consumed and run.job.options.mvcc_safe:
+        raise PgleanError("something was written under the lock: this is a bug of pglean")
     run.reach("swap: before the exchange")
     shadow = int(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.oid", (f"{SCHEMA}.{run.job.shadow_name}",)))
     indexes = {index.oid for index in run.table.indexes}

@@ -13,3 +13,40 @@ SELECT 'replication slot ' || quote_ident(slot_name) || ' (' || age(xmin) || ' t
 
 -- name: all_tables
 SELECT pubname FROM pg_publication WHERE puballtables ORDER BY pubname
+
+-- name: event_triggers
+-- Those that fire for our DDL, in sessions whose session_replication_role is origin; an extension knows what it does.
+SELECT evtname FROM pg_event_trigger e
+ WHERE evtenabled IN ('O', 'A') AND evtevent IN ('ddl_command_start', 'ddl_command_end', 'sql_drop')
+   AND NOT EXISTS (SELECT FROM pg_depend d
+                    WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e')
+ ORDER BY evtname
+
+-- name: role_setting
+-- Where the role of this session was set, most binding first, as the command that takes it back.
+SELECT CASE WHEN s.setrole = 0 THEN 'ALTER DATABASE ' || quote_ident(current_database())
+            ELSE 'ALTER ROLE ' || quote_ident(session_user)
+                 || CASE WHEN s.setdatabase <> 0 THEN ' IN DATABASE ' || quote_ident(current_database()) ELSE '' END
+       END || ' RESET role;'
+  FROM pg_db_role_setting s
+ WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+   AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
+   AND EXISTS (SELECT FROM unnest(s.setconfig) AS c WHERE starts_with(c, 'role='))
+ ORDER BY s.setrole <> 0 AND s.setdatabase <> 0 DESC, s.setrole <> 0 DESC
+ LIMIT 1
+
+-- name: connections
+-- Of ordinary sessions: how many others there are, and how many are kept for superusers and other privileged roles. Ours
+-- that have been opened so far still have the names that they began with.
+SELECT count(*) FILTER (WHERE application_name NOT IN ('pglean preflight', 'pglean watch', 'pglean run', 'pglean resume')),
+       current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0)
+  FROM pg_stat_activity
+ WHERE backend_type = 'client backend'
+
+-- name: live_bytes
+-- What the rows take in pages that are full, by the statistics: a header of 24 bytes and a line pointer of 4 each, and the
+-- average widths of the columns. NULL where there are none.
+SELECT (c.reltuples * (28 + (SELECT sum((1 - s.stanullfrac) * s.stawidth) FROM pg_statistic s
+                              WHERE s.starelid = c.oid AND NOT s.stainherit)))::bigint
+  FROM pg_class c
+ WHERE c.oid = %(oid)s AND c.reltuples > 0

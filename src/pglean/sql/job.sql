@@ -34,23 +34,6 @@ UPDATE pglean.job
    SET phase = coalesce(%(phase)s::smallint, phase), state = %(state)s, finished_at = clock_timestamp(), error = %(error)s, result = %(result)s
  WHERE id = %(job)s
 
--- name: unfinished
-SELECT j.id, j.schema_name, j.table_name, j.relation, j.phase,
-       CASE WHEN j.state = 'remains' THEN 'remains'
-            WHEN EXISTS (SELECT FROM pg_locks l
-                          WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-                            AND l.classid = 1885826149::oid AND l.objid = j.relation
-                            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-            THEN 'running' ELSE 'interrupted' END,
-       j.progress,
-       extract(epoch FROM clock_timestamp() - j.started_at), extract(epoch FROM clock_timestamp() - j.heartbeat_at),
-       coalesce(pg_total_relation_size(to_regclass('pglean.changes_' || j.id)), 0),
-       coalesce(pg_total_relation_size(to_regclass('pglean.shadow_' || j.id)), 0),
-       j.error
-  FROM pglean.job j
- WHERE j.state IN ('running', 'remains')
- ORDER BY j.id
-
 -- name: functions
 SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
  WHERE n.nspname = 'pglean' AND p.proname ~ %(pattern)s
@@ -69,3 +52,52 @@ SELECT DISTINCT t.tgrelid
 
 -- name: state
 SELECT state FROM pglean.job WHERE id = %(job)s
+
+-- name: load
+SELECT id, relation, phase, state, options, fingerprint, capture, blocks, format('%%I.%%I', schema_name, table_name), epoch
+  FROM pglean.job WHERE id = %(job)s
+
+-- name: resumable
+-- At most one: a run on a table that has one goes on with it.
+SELECT id FROM pglean.job
+ WHERE relation = %(relation)s AND state IN ('running', 'paused') AND phase < 80
+ ORDER BY id DESC LIMIT 1
+
+-- name: revive
+UPDATE pglean.job
+   SET state = 'running', epoch = %(epoch)s, command = NULL, error = NULL, options = %(options)s, client = %(client)s,
+       pglean_version = %(version)s, backend_pid = pg_backend_pid(), heartbeat_at = clock_timestamp()
+ WHERE id = %(job)s
+
+-- name: keep
+UPDATE pglean.job SET state = 'paused', command = NULL, error = %(error)s, heartbeat_at = clock_timestamp() WHERE id = %(job)s
+
+-- name: adopt
+UPDATE pglean.job SET fingerprint = %(fingerprint)s WHERE id = %(job)s
+
+-- name: request
+UPDATE pglean.job SET command = %(command)s WHERE id = %(job)s AND state = 'running'
+
+-- name: command
+SELECT command FROM pglean.job WHERE id = %(job)s
+
+-- name: chunks
+SELECT first_block, end_block, rows FROM pglean.chunk WHERE job = %(job)s ORDER BY first_block
+
+-- name: all_twins
+SELECT index_oid, twin_oid, built FROM pglean.twin WHERE job = %(job)s
+
+-- name: forget_twin
+DELETE FROM pglean.twin WHERE job = %(job)s AND index_oid = %(index)s
+
+-- name: ours
+-- Whether the run is still as the session of this epoch has left it.
+SELECT EXISTS (SELECT FROM pglean.job WHERE id = %(job)s AND epoch = %(epoch)s AND state = 'running')
+
+-- name: current
+-- Whether a session's work counts still; until the end of its transaction, nobody can go on with the run in its place.
+SELECT pg_try_advisory_xact_lock_shared(%(namespace)s, %(key)s) AND (SELECT epoch FROM pglean.job WHERE id = %(job)s) = %(epoch)s
+
+-- name: supersede
+-- Held for as long as the session lives.
+SELECT pg_advisory_lock(%(namespace)s, %(key)s)

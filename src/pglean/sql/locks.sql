@@ -14,7 +14,9 @@ SELECT CASE WHEN l.pid IS NULL
                  || coalesce(', ' || a.state, '')
                  || coalesce(', transaction open for ' || date_trunc('second', clock_timestamp() - a.xact_start), '')
                  || coalesce(': ' || nullif(left(regexp_replace(a.query, '\s+', ' ', 'g'), 80), ''), '') || ')'
-       END
+       END,
+       CASE WHEN l.pid IS NULL THEN quote_literal(p.gid) END,
+       l.pid IS NOT NULL AND l.granted AND NOT (a.backend_type = 'autovacuum worker' AND a.query LIKE '%%to prevent wraparound%%')
   FROM pg_locks l
   LEFT JOIN pg_stat_activity a ON a.pid = l.pid
   LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
@@ -28,31 +30,34 @@ SELECT CASE WHEN l.pid IS NULL
  LIMIT 10
 
 -- name: cancel_autovacuum
-SELECT pg_cancel_backend(a.pid)
+SELECT 'pid ' || a.pid || ' (' || concat_ws(', ', nullif(a.backend_type, 'client backend'), a.usename, nullif(a.application_name, ''), a.state) || ')',
+       pg_cancel_backend(a.pid)
   FROM pg_stat_activity a
- WHERE a.backend_type = 'autovacuum worker' AND a.query NOT LIKE '%%to prevent wraparound%%'
+ WHERE a.backend_type = 'autovacuum worker' AND a.query NOT LIKE '%%to prevent wraparound%%' AND a.pid <> pg_backend_pid()
    AND EXISTS (SELECT FROM pg_locks l
                 WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.relation = %(oid)s AND l.granted
                   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                   AND l.mode = ANY (%(modes)s))
 
 -- name: cancel
-SELECT pg_cancel_backend(l.pid)
-  FROM (SELECT DISTINCT pid FROM pg_locks
-         WHERE locktype = 'relation' AND relation = %(oid)s AND granted AND mode = ANY (%(modes)s)
-           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-           AND pid IS NOT NULL AND pid <> pg_backend_pid()) l
-  JOIN pg_stat_activity a ON a.pid = l.pid
- WHERE NOT (a.backend_type = 'autovacuum worker' AND a.query LIKE '%%to prevent wraparound%%')
+SELECT 'pid ' || a.pid || ' (' || concat_ws(', ', nullif(a.backend_type, 'client backend'), a.usename, nullif(a.application_name, ''), a.state) || ')',
+       pg_cancel_backend(a.pid)
+  FROM pg_stat_activity a
+ WHERE NOT (a.backend_type = 'autovacuum worker' AND a.query LIKE '%%to prevent wraparound%%') AND a.pid <> pg_backend_pid()
+   AND EXISTS (SELECT FROM pg_locks l
+                WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.relation = %(oid)s AND l.granted
+                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  AND l.mode = ANY (%(modes)s))
 
 -- name: terminate
-SELECT pg_terminate_backend(l.pid)
-  FROM (SELECT DISTINCT pid FROM pg_locks
-         WHERE locktype = 'relation' AND relation = %(oid)s AND granted AND mode = ANY (%(modes)s)
-           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-           AND pid IS NOT NULL AND pid <> pg_backend_pid()) l
-  JOIN pg_stat_activity a ON a.pid = l.pid
- WHERE NOT (a.backend_type = 'autovacuum worker' AND a.query LIKE '%%to prevent wraparound%%')
+SELECT 'pid ' || a.pid || ' (' || concat_ws(', ', nullif(a.backend_type, 'client backend'), a.usename, nullif(a.application_name, ''), a.state) || ')',
+       pg_terminate_backend(a.pid)
+  FROM pg_stat_activity a
+ WHERE NOT (a.backend_type = 'autovacuum worker' AND a.query LIKE '%%to prevent wraparound%%') AND a.pid <> pg_backend_pid()
+   AND EXISTS (SELECT FROM pg_locks l
+                WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.relation = %(oid)s AND l.granted
+                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  AND l.mode = ANY (%(modes)s))
 
 -- name: claimed
 SELECT EXISTS (SELECT FROM pg_locks

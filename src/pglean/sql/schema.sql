@@ -84,3 +84,12 @@ REVOKE ALL ON FUNCTION pglean.postpone_1(regclass) FROM PUBLIC;
 SELECT pglean.conceal_1(c.oid::regclass, c.oid)
   FROM pg_catalog.pg_class AS c
  WHERE c.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pglean') AND c.relkind = 'r';
+
+-- migration: 2
+-- A run that was paused, or ended by what will pass, is kept; other sessions ask it to pause, to swap, to end.
+ALTER TABLE pglean.job
+    DROP CONSTRAINT job_state_check,
+    ADD CONSTRAINT job_state_check CHECK (state IN ('running', 'paused', 'done', 'undone', 'remains')),
+    ADD COLUMN command text CHECK (command IN ('pause', 'swap', 'abort')),
+    -- How often the run was resumed: a session that belongs to an earlier epoch must not write any more.
+    ADD COLUMN epoch integer NOT NULL DEFAULT 0;

@@ -1,0 +1,79 @@
+"""Taking up what others do to the table's indexes while a run goes on: one made is built too, one dropped forgotten.
+
+What the fingerprint does not hold (GRANT, COMMENT, statistics targets, triggers, defaults, …) needs no taking up: it
+lives in catalog entries of the table, which stay. Everything else ends the run.
+
+Between the fingerprint of the old state and that of the new nothing can slip through: the new one is read before the
+indexes are, and compared again, under the lock, at every later step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pglean import catalog
+from pglean.catalog import Fingerprint
+from pglean.errors import TableChanged
+from pglean.rewrite import checks, indexes
+from pglean.rewrite import job as jobs
+from pglean.rewrite.run import Run
+from pglean.table import Table
+
+#: Entries of an index in the fingerprint that change without it becoming another: its file, and whether it is valid,
+#: ready and live.
+_OF_NO_MATTER = frozenset({1, 6, 7, 8})
+
+
+def take_up(run: Run) -> str:
+    """Go on with the indexes that the table has now; returns what has changed, for people.
+
+    On entry and exit: no transaction. Twins of indexes that are gone, or have become others, are dropped; missing ones
+    are built by the next `indexes.run`. Killed: the job's row still has the old fingerprint, and it is done again.
+    Raises `TableChanged` where the run cannot go on.
+    """
+    conn = run.control
+    found = catalog.fingerprint(conn, run.table.oid)
+    old = run.job.fingerprint
+    if found is None or catalog.changed_parts(old, found) not in ([], ["indexes"]):
+        catalog.check_fingerprint(conn, run.table, old)
+        raise TableChanged(f"table {run.table.qualified_name} was changed by another session")
+    table = catalog.load(conn, run.table.oid)
+    _check(run.table, table)
+    before, after = _by_oid(old), _by_oid(found)
+    for oid in before:
+        if before[oid] != after.get(oid):
+            run.again(lambda oid=oid: indexes.forget(run, conn, oid))  # type: ignore[misc]
+    jobs.adopt(conn, run.job.id, found)
+    run.job = replace(run.job, table=replace(run.table, indexes=table.indexes, key=table.key), fingerprint=found)
+    run.twins = jobs.twins(conn, run.job.id)
+    return _told(before, after)
+
+
+def _check(before: Table, after: Table) -> None:
+    if before.key is None or after.key is None or before.key.columns != after.key.columns:
+        raise TableChanged(
+            f"the key of {before.qualified_name} was changed by another session",
+            detail="A row is recognised by its primary key or unique index; another one has taken its place, or none.",
+        )
+    for finding in checks.of_indexes(after):
+        if finding.code != checks.INVALID_INDEX:
+            raise TableChanged(finding.message, detail=finding.detail, hint=finding.hint)
+
+
+def _by_oid(fingerprint: Fingerprint) -> dict[int, list[Any]]:
+    return {
+        int(entry[0]): [value for position, value in enumerate(entry) if position not in _OF_NO_MATTER]
+        for entry in fingerprint["indexes"] or []
+    }
+
+
+def _told(before: dict[int, list[Any]], after: dict[int, list[Any]]) -> str:
+    made, dropped = len(after.keys() - before.keys()), len(before.keys() - after.keys())
+    changed = sum(1 for oid in before.keys() & after.keys() if before[oid] != after[oid])
+    parts = [
+        f"{number} {'index' if number == 1 else 'indexes'} {what}"
+        for number, what in ((made, "made"), (dropped, "dropped"), (changed, "changed"))
+        if number
+    ]
+    return f"{' and '.join(parts) or 'an index was rebuilt'} by another session: taken up"

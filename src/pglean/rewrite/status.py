@@ -1,0 +1,93 @@
+"""What other sessions see of runs: those that are not over, and the history of those that are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pglean.rewrite import schema
+from pglean.rewrite.phase import Phase
+from pglean.server import Connection
+from pglean.sql import query
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One run that is not over."""
+
+    id: int
+    schema: str
+    table: str
+    relation: int
+    phase: str
+    #: running; ready (kept in sync, and waits); paused (kept, nobody works on it); interrupted (its client is gone);
+    #: remains (over, but something of it could not be removed).
+    state: str
+    progress: dict[str, Any]
+    #: Seconds since the run began and since its last heartbeat.
+    elapsed_s: float
+    heartbeat_s: float
+    #: What the run costs meanwhile: the table of recorded changes, which grows until they are taken over, and the copy.
+    changes_bytes: int
+    shadow_bytes: int
+    #: What it was asked for and has not done yet: pause, swap, abort.
+    command: str | None
+    #: Why it was kept, or what remains.
+    error: str | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether a session works on it."""
+        return self.state in ("running", "ready")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One run that is over."""
+
+    id: int
+    schema: str
+    table: str
+    #: done or undone.
+    state: str
+    started_at: datetime
+    finished_at: datetime
+    elapsed_s: float
+    #: What `Result.as_json` was; None where the run was undone, or finished by `cleanup`.
+    result: dict[str, Any] | None
+    error: str | None
+    #: Host and process id of who ran it.
+    client: str
+    pglean_version: str
+
+
+def unfinished(conn: Connection) -> list[Status]:
+    """All runs that are not over, or that left something; empty where there is no schema of ours."""
+    if not schema.present(conn):
+        return []
+    return [
+        Status(
+            id=row[0],
+            schema=row[1],
+            table=row[2],
+            relation=row[3],
+            phase=Phase(row[4]).label,
+            state=row[5],
+            progress=row[6] or {},
+            elapsed_s=float(row[7]),
+            heartbeat_s=float(row[8]),
+            changes_bytes=row[9],
+            shadow_bytes=row[10],
+            command=row[11],
+            error=row[12],
+        )
+        for row in conn.execute(query("status.unfinished"))
+    ]
+
+
+def history(conn: Connection, limit: int) -> list[Finished]:
+    """The latest runs that are over, newest first; empty where there is no schema of ours."""
+    if not schema.present(conn):
+        return []
+    return [Finished(*row) for row in conn.execute(query("status.history"), {"limit": limit})]

@@ -1,0 +1,98 @@
+"""Steering a run from another session: what it is asked for is written to its row, where its watch finds it.
+
+A run that nobody works on any more is aborted by whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pglean.errors import LockNotObtained, UsageError
+from pglean.locks import claim, release
+from pglean.options import Options
+from pglean.rewrite import cleanup, ending
+from pglean.rewrite import job as jobs
+from pglean.rewrite.status import Status, unfinished
+from pglean.server import Connection, Server
+
+_LOOK_S = 0.1
+
+
+def _find(conn: Connection, job_id: int) -> Status | None:
+    return next((run for run in unfinished(conn) if run.id == job_id), None)
+
+
+def _found(conn: Connection, job_id: int) -> Status:
+    run = _find(conn, job_id)
+    if run is None:
+        raise UsageError(
+            f"there is no run {job_id} that is not over",
+            hint="`pglean status` lists those that are not over, `pglean log` the others.",
+        )
+    return run
+
+
+def pause(server: Server, job_id: int, wait_s: float) -> None:
+    """Ask a run to stop after what it has begun, and wait for that: it may be the build of a large index.
+
+    Raises `UsageError` where nobody works on it, `LockNotObtained` where it goes on for longer than `wait_s`; it is
+    still asked then.
+    """
+    with server.connect("pause") as conn:
+        run = _found(conn, job_id)
+        if run.state == "paused":
+            return
+        if not run.alive or not jobs.request(conn, job_id, "pause"):
+            raise UsageError(
+                f"run {job_id} is {run.state}: nobody works on it",
+                hint=f"`pglean resume {job_id}` continues, `pglean abort {job_id}` undoes it.",
+            )
+        _wait(server, conn, job_id, wait_s)
+
+
+def swap(server: Server, job_id: int) -> None:
+    """Let a run that holds, or waits for its window, swap; also before it is ready. Raises `UsageError`."""
+    with server.connect("swap") as conn:
+        run = _found(conn, job_id)
+        if not run.alive or not jobs.request(conn, job_id, "swap"):
+            raise UsageError(
+                f"run {job_id} is {run.state}: nobody works on it",
+                hint=f"`pglean resume {job_id}` continues with it; then ask again.",
+            )
+
+
+def abort(server: Server, job_id: int, wait_s: float) -> tuple[str, list[str]]:
+    """Undo a run, whether anybody works on it or not; returns its final state, and what could not be removed.
+
+    A run that had swapped already is finished instead: its state is `done`.
+    Raises `UsageError` where there is none, `LockNotObtained` where whoever works on it does not react in time.
+    """
+    with server.connect("abort") as conn:
+        run = _found(conn, job_id)
+        if run.alive and jobs.request(conn, job_id, "abort"):
+            _wait(server, conn, job_id, wait_s)
+        if _find(conn, job_id) is None:
+            return jobs.state_of(conn, job_id) or "undone", []
+        if not claim(conn, run.relation):
+            raise _busy(run)
+        try:
+            remains = cleanup.end(server, conn, job_id, ending.patience(server, Options()), "aborted")
+            return jobs.state_of(conn, job_id) or "undone", remains
+        finally:
+            release(conn, run.relation)
+
+
+def _wait(server: Server, conn: Connection, job_id: int, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while (run := _find(conn, job_id)) is not None and run.alive:
+        if time.monotonic() > deadline:
+            raise _busy(run)
+        server.rest(_LOOK_S)
+
+
+def _busy(run: Status) -> LockNotObtained:
+    return LockNotObtained(
+        f"a session still works on run {run.id}",
+        detail=f"It is {run.state}, in phase {run.phase}; its last heartbeat was {run.heartbeat_s:.0f} s ago.",
+        hint="It has been asked, and will do so when it has finished what it is at; or end its process.",
+    )

@@ -1,0 +1,29 @@
+-- What other sessions see of runs.
+
+-- name: unfinished
+-- A run lives as long as a session has the claim on its table.
+SELECT j.id, j.schema_name, j.table_name, j.relation, j.phase,
+       CASE WHEN j.state IN ('remains', 'paused') THEN j.state
+            WHEN NOT EXISTS (SELECT FROM pg_locks l
+                              WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                                AND l.classid = 1885826149::oid AND l.objid = j.relation
+                                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+            THEN 'interrupted'
+            WHEN j.phase = 60 THEN 'ready'
+            ELSE 'running' END,
+       j.progress,
+       extract(epoch FROM clock_timestamp() - j.started_at), extract(epoch FROM clock_timestamp() - j.heartbeat_at),
+       coalesce(pg_total_relation_size(to_regclass('pglean.changes_' || j.id)), 0),
+       coalesce(pg_total_relation_size(to_regclass('pglean.shadow_' || j.id)), 0),
+       j.command, j.error
+  FROM pglean.job j
+ WHERE j.state IN ('running', 'paused', 'remains')
+ ORDER BY j.id
+
+-- name: history
+SELECT id, schema_name, table_name, state, started_at, finished_at,
+       extract(epoch FROM finished_at - started_at), result, error, client, pglean_version
+  FROM pglean.job
+ WHERE state IN ('done', 'undone')
+ ORDER BY id DESC
+ LIMIT %(limit)s
