@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import psycopg
 
 from pglean import catalog
-from pglean.errors import PgleanError, UsageError
+from pglean.errors import Aborted, ConnectionLost, Interrupted, Paused, PgleanError, UsageError
 from pglean.locks import Patience, Policy
 from pglean.options import Options, Verify, Window
 from pglean.progress import Callback
@@ -58,6 +60,53 @@ class Database:
         """
         with _told(self.server):
             return pipeline.repack(self.server, self._oid(table), _options(options, changes), on_progress)
+
+    def repack_all(
+        self,
+        tables: Sequence[str],
+        options: Options | None = None,
+        *,
+        at_once: int = 1,
+        on_progress: Callback | None = None,
+        on_end: Callable[[str, Result | PgleanError], None] = lambda _, __: None,
+        **changes: Any,
+    ) -> dict[str, Result | PgleanError]:
+        """Rewrite several tables, `at_once` of them at the same time; returns what came of each, in their order.
+
+        Each takes `jobs` workers and three sessions more; all of them together must be free on the server.
+        `on_progress` and `on_end` (called as soon as a table is done, or failed) come from any thread.
+        After an interruption, or a lost connection, no other table is begun.
+        Raises `Refused` where so many connections are not free; the errors of single tables are returned.
+        """
+        given = _options(options, changes)
+        if at_once > 1:
+            # A run looks for itself alone.
+            with _told(self.server):
+                pipeline.check_connections(self.server, given, min(at_once, len(tables)))
+        stop = threading.Event()
+        lock = threading.Lock()
+
+        def work(table: str) -> Result | PgleanError:
+            outcome: Result | PgleanError
+            if stop.is_set():
+                outcome = PgleanError("not begun: the run before it was ended")
+            else:
+                try:
+                    # One at a time needs no clone, and keeps to the connection that was asked for a password.
+                    database = self if at_once == 1 else Database(self.server.clone())
+                    outcome = database.repack(table, given, on_progress=on_progress)
+                except PgleanError as error:
+                    outcome = error
+                    if isinstance(error, Interrupted | ConnectionLost) and not isinstance(error, Aborted | Paused):
+                        stop.set()
+            with lock:
+                on_end(table, outcome)
+            return outcome
+
+        if at_once == 1:
+            return {table: work(table) for table in tables}
+        with ThreadPoolExecutor(at_once, thread_name_prefix="pglean table") as pool:
+            return dict(zip(tables, pool.map(work, tables), strict=True))
 
     def resume(self, job: int, *, on_progress: Callback | None = None) -> Result | None:
         """Go on with a run that was interrupted or kept, with its own options, in this process.

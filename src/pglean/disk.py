@@ -18,7 +18,7 @@ from psycopg import errors as pg
 
 from pglean.server import Connection
 from pglean.sql import query
-from pglean.table import quote_name
+from pglean.table import Table, quote_name
 
 #: OIDs that every server has for the tablespaces that lie in the data directory itself.
 _BUILT_IN = {1663: "base", 1664: "global"}
@@ -56,12 +56,26 @@ def find(conn: Connection, tablespace: str | None) -> Space | None:
         # Links out of a data directory that is shared with a container may lead to something else here than there.
         files, wal = _directory(data, oid, version), data / "pg_wal"
         (wal / segment).stat()
-        paths = {f"tablespace {quote_name(name)}": files}
+        paths = {purpose_of(name): files}
         if files.stat().st_dev != wal.stat().st_dev:
             paths["pg_wal"] = wal
     except OSError:
         return None
     return Space(paths)
+
+
+def of_table(conn: Connection, table: Table) -> Space | None:
+    """All that a rewrite of the table writes to; None where nothing of it can be seen from here."""
+    paths: dict[str, Path] = {}
+    for tablespace in {table.tablespace, *(index.tablespace for index in table.indexes)}:
+        if (space := find(conn, tablespace)) is not None:
+            paths |= space.paths
+    return Space(paths) if paths else None
+
+
+def purpose_of(tablespace: str) -> str:
+    """How a tablespace is called in `Space.paths`."""
+    return f"tablespace {quote_name(tablespace)}"
 
 
 def _directory(data: Path, oid: int, version: str) -> Path:

@@ -174,6 +174,6 @@ class Incomplete(PgleanError):
     def __init__(self, failures: dict[str, PgleanError], done: int) -> None:
         self.failures = failures
         super().__init__(
-            f"{len(failures)} of {done + len(failures)} tables were not repacked",
+            f"{len(failures)} of {done + len(failures)} tables {'was' if len(failures) == 1 else 'were'} not repacked",
             detail="\n".join(f"{table}: {error.message}" for table, error in failures.items()),
         )

@@ -117,6 +117,7 @@ class Server:
         self._reason: PgleanError = Interrupted("interrupted")
         self._postponed: PgleanError | None = None
         self._shielded = False
+        self._clones: list[Server] = []
         with self.connect("preflight") as conn:
             self.capabilities = _capabilities(conn, self._search_path)
 
@@ -200,6 +201,18 @@ class Server:
                 hint="Connect to the server itself.",
             )
 
+    def clone(self) -> Server:
+        """Another of the same database, for a run at the same time: what ends that run does not end the others.
+
+        A `cancel` of this one is one of that, too. Raises what `Server` raises.
+        """
+        other = Server(self._conninfo)
+        with self._lock:
+            self._clones.append(other)
+        if self._cancelled.is_set():
+            other.abort(self._reason)
+        return other
+
     # ---- interruption
 
     def cancel(self, reason: str) -> None:
@@ -208,6 +221,10 @@ class Server:
         Not to be called from a signal handler: it takes locks that the interrupted thread may hold.
         A cancel request that arrives while a session is between two statements has no effect, so it is repeated.
         """
+        with self._lock:
+            clones = list(self._clones)
+        for clone in clones:
+            clone.cancel(reason)
         self.abort(Interrupted(f"interrupted by {reason}"))
 
     def abort(self, error: PgleanError) -> None:

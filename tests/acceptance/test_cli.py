@@ -171,6 +171,31 @@ def test_several_tables(stage: Stage, run: Run) -> None:
     assert '"[red]x[/red]"' in err
 
 
+def test_several_tables_at_once(stage: Stage, run: Run) -> None:
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        table(stage, name)
+    status, out, err = run(
+        "repack", "--tables-at-once", "3", "-j", "1", "-t", "absent", "-t", ",".join(names), "--json"
+    )
+    assert status == 9
+    results = json.loads(out)
+    assert [result["table"] for result in results] == ["absent", *(f"public.{name}" for name in names)]
+    assert [result["status"] for result in results] == ["failed", *["done"] * len(names)]
+    for name in names:
+        assert f"pglean: public.{name}: swapping" in err
+
+
+def test_more_connections_than_there_are(stage: Stage, run: Run) -> None:
+    for name in "abcdefgh":
+        table(stage, name)
+    status, out, err = run("repack", "--tables-at-once", "9", "-j", "64", "-t", "items", "-t", "a,b,c,d,e,f,g,h")
+    assert (status, out) == (3, "")
+    assert "needs 603 connections" in err
+    assert "or tables at once" in err
+    assert not stage.repacked
+
+
 def test_same_table_twice_is_done_once(stage: Stage, run: Run) -> None:
     assert len(json.loads(run("repack", "-q", "-t", "items,items", "-t", "items", "--json")[1])) == 1
     # What refuses it is told, once.

@@ -126,17 +126,28 @@ def test_second_interrupt_does_not_break_undoing(stage: Stage) -> None:
     stage.check()
 
 
-def test_next_run_cleans_up_what_an_interrupted_one_left(stage: Stage) -> None:
+def test_each_run_goes_on_with_the_one_before(stage: Stage) -> None:
     for point in ("copy: in a chunk", "phase: ready", "swap: before the commit"):
         with stopped(stage, point) as client:
             client.kill()
         stage.deserted()
         stage.write()
-    # Each of them cleans up after the one before.
-    assert len(stage.status()) == 1
+        assert [run.state for run in stage.status()] == ["interrupted"]
     assert cli.run(["repack", "-q", "-t", stage.table.as_string(None), stage.db.conninfo]) == 0
     assert stage.repacked
-    assert stage.db.fetchall("SELECT state FROM pglean.job ORDER BY id") == [("undone",)] * 3 + [("done",)]
+    assert stage.db.fetchall("SELECT state, epoch FROM pglean.job") == [("done", 3)]
+    stage.check()
+
+
+def test_next_run_undoes_what_an_interrupted_one_left_with_no_rows(stage: Stage) -> None:
+    """Before its triggers are on there is nothing in it that would be worth going on with."""
+    with stopped(stage, "capture: prepared") as client:
+        client.kill()
+    stage.deserted()
+    stage.write()
+    assert cli.run(["repack", "-q", "-t", stage.table.as_string(None), stage.db.conninfo]) == 0
+    assert stage.repacked
+    assert stage.db.fetchall("SELECT state FROM pglean.job ORDER BY id") == [("undone",), ("done",)]
     stage.check()
 
 
@@ -194,6 +205,10 @@ def test_frozen_client_does_not_keep_the_application(stage: Stage, point: str) -
         assert client.wait() == 5, client.stderr
         assert "connection to the server was lost" in client.stderr
     assert not stage.repacked
+    # What was begun after the triggers were on is kept.
+    assert [run.state for run in stage.status()] == (["paused"] if point.startswith("swap") else [])
+    stage.write()
+    stage.settle("resume")
     stage.check()
 
 
@@ -203,7 +218,8 @@ def test_signal_while_undoing_ends_the_batch(stage: Stage) -> None:
     arguments = ["repack", "-t", stage.name, "-t", others.name, stage.db.conninfo]
     with Client(arguments, {"phase: ready", UNDO}) as client:
         client.await_line("phase: ready")
-        stage.db.execute("CREATE INDEX ON items (code, amount)")
+        for table in ("items", '"model of items"'):
+            stage.db.execute(f"ALTER TABLE {table} ADD late int")
         client.step()
         client.await_line(UNDO)
         client.signal(signal.SIGINT)

@@ -24,7 +24,9 @@ def crash(stage: Stage, *, flushed: bool = True) -> None:
 
 
 @pytest.mark.parametrize("point", _POINTS)
-def test_run_outlives_the_crash_and_undoes(stage: Stage, point: str) -> None:
+def test_run_outlives_the_crash(stage: Stage, point: str) -> None:
+    """It waits for the server to come back, and notes there what has become of it."""
+
     def crash_and_recover() -> None:
         crash(stage)
         stage.db.server.start()
@@ -32,12 +34,19 @@ def test_run_outlives_the_crash_and_undoes(stage: Stage, point: str) -> None:
     fault = Fault(point, crash_and_recover)
     assert_told(stage, repack(stage, fault), ConnectionLost.exit_status)
     assert fault.struck
+    # Before the triggers are on it is worth nothing, after the swap there is nothing to go on with.
+    kept = point not in ("capture: before the commit", COMMITTED)
+    assert [run.state for run in stage.status()] == (["paused"] if kept else [])
+    stage.write()
+    stage.settle("resume")
+    assert stage.repacked == (point != "capture: before the commit")
     stage.check()
 
 
+@pytest.mark.parametrize("how", ["cleanup", "resume"])
 @pytest.mark.parametrize("flushed", [True, False], ids=["flushed", "lossy"])
 @pytest.mark.parametrize("point", _POINTS)
-def test_nobody_outlives_the_crash(stage: Stage, point: str, flushed: bool) -> None:
+def test_nobody_outlives_the_crash(stage: Stage, point: str, flushed: bool, how: str) -> None:
     with stopped(stage, point) as client:
         crash(stage, flushed=flushed)
         client.kill()
@@ -45,7 +54,10 @@ def test_nobody_outlives_the_crash(stage: Stage, point: str, flushed: bool) -> N
     stage.write()
     stage.compare()
     # What the run did in its last moments may be lost with the crash, all of it together: its row as well.
-    assert cli.run(["cleanup", stage.db.conninfo]) == 0
+    if how == "cleanup":
+        assert cli.run(["cleanup", stage.db.conninfo]) == 0
+    else:
+        stage.settle("resume")
     stage.check()
 
 
@@ -53,9 +65,29 @@ def test_server_that_stays_away_is_told(stage: Stage, monkeypatch: pytest.Monkey
     monkeypatch.setattr("pglean.rewrite.ending._RECONNECT_S", 1.0)
     outcome = repack(stage, Fault("phase: ready", lambda: crash(stage)))
     assert isinstance(outcome, ConnectionLost)
-    assert "Undoing failed as well" in str(outcome)
-    assert "`pglean cleanup` undoes it" in str(outcome)
+    assert "Its state could not be noted" in str(outcome)
     assert cli.run(["status", stage.db.conninfo]) == 5
     stage.db.server.start()
+    (run,) = stage.status()
+    assert run.state == "interrupted"
+    assert f"`pglean resume {run.id}` continues, `pglean abort {run.id}` undoes it" in str(outcome)
+    stage.write()
+    stage.settle("resume")
+    stage.check()
+
+
+def test_server_that_stays_away_from_undoing_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pglean.rewrite.ending._RECONNECT_S", 1.0)
+
+    def crash_and_fail() -> None:
+        crash(stage)
+        raise RuntimeError("of another kind")
+
+    outcome = repack(stage, Fault("phase: ready", crash_and_fail))
+    assert "of another kind" in str(outcome)
+    assert "Undoing failed as well" in str(outcome)
+    assert "`pglean cleanup` undoes it" in str(outcome)
+    stage.db.server.start()
     assert cli.run(["cleanup", stage.db.conninfo]) == 0
+    assert not stage.repacked
     stage.check()

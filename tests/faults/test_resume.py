@@ -29,6 +29,7 @@ from tests.support.stage import Stage
 PAUSES = ("phase: copying", "copy: before a chunk", "phase: indexing", "index: before a build", "phase: ready")
 
 
+@pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_client_is_gone_on_with(stage: Stage, point: str) -> None:
     with stopped(stage, point) as client:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import json
+import re
+from datetime import time
+from typing import Any, get_type_hints
 
 import pytest
 
 import pglean
 from pglean import Options, Verify
 from pglean.errors import UsageError
+from pglean.options import Window, lag, size_bytes
+
+_VAST = 1 << 60
 
 LIMITS: dict[str, tuple[str, float, float]] = {
     "jobs": ("jobs", 1, 64),
@@ -17,6 +23,12 @@ LIMITS: dict[str, tuple[str, float, float]] = {
     "lock_timeout_ms": ("lock-timeout", 1, 600_000),
     "max_lock_ms": ("max-lock-time", 20, 600_000),
     "chunk_ms": ("chunk-time", 10, 60_000),
+    "max_lag_bytes": ("max-lag", 0, _VAST),
+    "max_lag_s": ("max-lag", 0, _VAST),
+    "max_load": ("max-load", 0, _VAST),
+    "max_lock_waits": ("max-lock-waits", 0, _VAST),
+    "max_wal_rate_bytes": ("max-wal-rate", 0, _VAST),
+    "min_free_bytes": ("min-free", 0, _VAST),
 }
 
 
@@ -36,21 +48,110 @@ def test_limits(name: str) -> None:
     for value in (least, most):
         assert getattr(options(**{name: value}), name) == value
     for value in (least - 1, most + 1, float("nan"), float("inf")):
-        with pytest.raises(UsageError, match=f"invalid value for option --{option}: {value:g}") as caught:
+        message = re.escape(f"invalid value for option --{option}: {value:g}")
+        with pytest.raises(UsageError, match=message) as caught:
             options(**{name: value})
         assert caught.value.hint == f"The value must lie between {least:g} and {most:g}."
 
 
 def test_every_number_has_limits() -> None:
-    numbers = {field.name for field in dataclasses.fields(Options) if isinstance(field.default, int | float)}
-    switches = {field.name for field in dataclasses.fields(Options) if isinstance(field.default, bool)}
-    assert numbers - switches == set(LIMITS)
+    numeric = (int, float, int | None, float | None)
+    assert {name for name, kind in get_type_hints(Options).items() if kind in numeric} == set(LIMITS)
 
 
 def test_as_json_has_every_field() -> None:
-    given = options(jobs=3, verify=Verify.FULL)
-    assert Options(**given.as_json()) == given
-    assert set(given.as_json()) == {field.name for field in dataclasses.fields(Options)}
+    assert set(options().as_json()) == {field.name for field in dataclasses.fields(Options)}
+
+
+def test_what_is_stored_comes_back() -> None:
+    """As a resumed run reads it, after it was JSON in the database."""
+    for given in (
+        options(),
+        options(jobs=3, verify=Verify.FULL, hold=True, mvcc_safe=True, keep=True, max_load=0, max_lag_s=2.5),
+        options(
+            swap_window=Window.parse("22:00-02:00"), lag_standbys=("one", "two"), max_lag_bytes=1, min_free_bytes=0
+        ),
+    ):
+        assert Options.from_json(json.loads(json.dumps(given.as_json()))) == given
+
+
+def test_what_another_version_has_stored_is_understood() -> None:
+    assert Options.from_json({"jobs": 3, "verify": "none", "of_tomorrow": 7}) == options(jobs=3, verify=Verify.NONE)
+    assert Options.from_json({}) == options()
+
+
+# ---- how values are written
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("02:00-04:00", ["02:00", "03:59"], ["01:59", "04:00", "14:00"]),
+        ("22:00-02:00", ["22:00", "23:59", "00:00", "01:59"], ["02:00", "12:00", "21:59"]),
+        (" 9:30-24:00 ", ["09:30", "23:59"], ["00:00", "09:29"]),
+    ],
+)
+def test_window(text: str, inside: list[str], outside: list[str]) -> None:
+    window = Window.parse(text)
+    assert all(time.fromisoformat(moment) in window for moment in inside)
+    assert not [moment for moment in outside if time.fromisoformat(moment) in window]
+    assert Window.parse(str(window)) == window
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "now", "02:00", "02:00-", "2-4", "02:00-02:00", "24:00-02:00", "02:60-04:00", "02:00-04:60", "02:00-24:01",
+     "00:00-24:00", "-1:00-02:00", "02:00-04:00-06:00", "02:00:00-04:00:00", "002:00-04:00", "02:00 04:00"],
+)  # fmt: skip
+def test_window_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match="invalid value for option --swap-window: ") as caught:
+        Window.parse(text)
+    assert "02:00-04:00" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("100", 100),
+        ("100B", 100),
+        ("64kB", 64 << 10),
+        ("1.5 MB", 3 << 19),
+        ("2gb", 2 << 30),
+        ("1TB", 1 << 40),
+    ],
+)
+def test_size(text: str, expected: int) -> None:
+    assert size_bytes("min-free", text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "1 GB more", "1PB", "10s", ".5GB", "1,5GB", "0x10", "inf"])
+def test_size_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match="invalid value for option --min-free: "):
+        size_bytes("min-free", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("64MB", (64 << 20, None)),
+        ("100", (100, None)),
+        ("10s", (None, 10.0)),
+        ("500 ms", (None, 0.5)),
+        ("2min", (None, 120.0)),
+        ("1h", (None, 3600.0)),
+        ("1D", (None, 86400.0)),
+    ],
+)
+def test_lag(text: str, expected: tuple[int | None, float | None]) -> None:
+    assert lag(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "10 weeks", "s"])
+def test_lag_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match="invalid value for option --max-lag: ") as caught:
+        lag(text)
+    assert "a time (10s)" in str(caught.value.hint)
 
 
 def test_public_names_exist() -> None:

@@ -6,7 +6,9 @@ import contextlib
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -119,24 +121,31 @@ class _Screen:
             return Group(*lines)
 
 
+@dataclass(slots=True)
+class _Last:
+    """What was written last of a table."""
+
+    phase: str = ""
+    waiting: str = ""
+    at: float = 0.0
+
+
 class _Lines:
-    """A line per phase, and one every ten seconds."""
+    """A line per phase, and one every ten seconds; of each table, where there are several at once."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._lock = threading.Lock()
-        self._phase = ""
-        self._waiting = ""
-        self._last = 0.0
+        self._told: dict[str, _Last] = defaultdict(_Last)
 
     def __call__(self, progress: Progress) -> None:
         with self._lock:
-            now = time.monotonic()
-            news = progress.phase != self._phase or now - self._last >= _LINE_INTERVAL_S
-            waiting = progress.waiting_for if progress.waiting_for != self._waiting else ""
+            now, last = time.monotonic(), self._told[progress.table]
+            news = progress.phase != last.phase or now - last.at >= _LINE_INTERVAL_S
+            waiting = progress.waiting_for if progress.waiting_for != last.waiting else ""
             if not (news or progress.message or waiting):
                 return
-            self._phase, self._last, self._waiting = progress.phase, now, progress.waiting_for
+            last.phase, last.at, last.waiting = progress.phase, now, progress.waiting_for
             done = f" {progress.fraction:.0%}" if progress.fraction else ""
             if progress.message:
                 self._write(f"{progress.table}: {progress.message}" if progress.table else progress.message)
@@ -148,8 +157,10 @@ class _Lines:
 
 
 @contextlib.contextmanager
-def progress_display(console: Console, *, progress: bool = True, messages: bool = True) -> Iterator[Callback]:
-    """A callback for `on_progress`: live on a terminal, lines elsewhere.
+def progress_display(
+    console: Console, *, progress: bool = True, messages: bool = True, several: bool = False
+) -> Iterator[Callback]:
+    """A callback for `on_progress`: live on a terminal, lines elsewhere, and for `several` runs at the same time.
 
     `progress=False` leaves only messages, `messages=False` as well nothing.
     """
@@ -163,7 +174,7 @@ def progress_display(console: Console, *, progress: bool = True, messages: bool 
 
     if not progress:
         yield tell
-    elif console.is_terminal:
+    elif console.is_terminal and not several:
         screen = _Screen(console)
         with Live(screen, console=console, refresh_per_second=8, transient=True):
             yield screen

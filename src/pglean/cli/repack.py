@@ -19,6 +19,7 @@ from pglean.cli.display import console, progress_display
 from pglean.errors import ConnectionLost, Incomplete, Interrupted, PgleanError, UsageError
 from pglean.options import Options, Verify, Window, lag, size_bytes
 from pglean.report import error_json, error_text, plan_json, plan_summary, result_summary
+from pglean.result import Result
 
 _LEVELS = ("DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "LOG", "FATAL", "PANIC")
 _DEFAULTS = Options()
@@ -35,6 +36,14 @@ _DEFAULTS = Options()
     help="Table to rewrite, as in SQL; repeatable, also comma-separated.",
 )
 @click.option("-j", "--jobs", type=int, default=_DEFAULTS.jobs, show_default=True, help="Worker connections.")
+@click.option(
+    "--tables-at-once",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="So many of several tables at the same time, each with --jobs workers.",
+)
 @click.option(
     "-T",
     "--wait-timeout",
@@ -109,6 +118,7 @@ _DEFAULTS = Options()
 def repack_command(
     tables: tuple[str, ...],
     jobs: int,
+    tables_at_once: int,
     wait_timeout: float,
     no_kill_backend: bool,
     kill_backend: bool,
@@ -180,7 +190,9 @@ def repack_command(
         database = open_database(**connection)
     # Messages below the level are left out: progress and summaries are INFO, warnings are WARNING.
     told, warned = level <= _LEVELS.index("INFO"), level <= _LEVELS.index("WARNING")
-    _Batch(database, options, as_json=as_json, told=told and not quiet, warned=warned).run(names, dry_run=dry_run)
+    _Batch(database, options, as_json=as_json, told=told and not quiet, warned=warned).run(
+        names, dry_run=dry_run, at_once=tables_at_once
+    )
 
 
 @contextlib.contextmanager
@@ -210,45 +222,76 @@ def _logged(name: str, level: int) -> Iterator[None]:
 
 
 class _Batch:
-    """Several tables, one after the other; what is not done is listed with its reason."""
+    """Several tables, one after the other or some at once; what is not done is listed with its reason."""
 
     def __init__(self, database: Database, options: Options, *, as_json: bool, told: bool, warned: bool) -> None:
         self._database, self._options = database, options
         self._as_json, self._told, self._warned = as_json, told, warned
         self._out, self._err = console(), console(stderr=True)
-        self._results: list[dict[str, Any]] = []
+        self._results: dict[str, dict[str, Any]] = {}
         self._failures: dict[str, PgleanError] = {}
+        self._several = False
 
-    def run(self, names: list[str], *, dry_run: bool) -> None:
+    def run(self, names: list[str], *, dry_run: bool, at_once: int) -> None:
         """Raises the error of the one table, or `Incomplete` where one of several was not done."""
-        done = 0
         with interruptible(self._database):
             names = self._distinct(names)
-            for name in names:
-                try:
-                    if dry_run:
-                        self._plan(name)
-                    else:
-                        self._repack(name)
-                    done += 1
-                except PgleanError as error:
-                    self._failures[name] = error
-                    self._results.append(error_json(name, error))
-                    if len(names) > 1 and not self._as_json:
-                        self._err.print(error_text(error), soft_wrap=True)
-                    if isinstance(error, Interrupted | ConnectionLost):
-                        break
-        for name in names[done + len(self._failures) :]:
-            skipped = PgleanError("not begun: the run before it was ended")
-            self._failures[name] = skipped
-            self._results.append(error_json(name, skipped))
+            self._several = len(names) > 1
+            if dry_run:
+                self._plan_each(names)
+            elif at_once > 1 and self._several:
+                self._repack(names, at_once)
+            else:
+                self._repack_each(names)
+        for name in names:
+            if name not in self._results:
+                self._ended(name, PgleanError("not begun: the run before it was ended"), told=False)
         if self._as_json:
-            click.echo(json.dumps(self._results, indent=2, default=str))
+            click.echo(json.dumps([self._results[name] for name in names], indent=2, default=str))
         if self._failures:
-            if len(names) == 1:
+            if not self._several:
                 raise self._failures[names[0]]
             interruption = next((e for e in self._failures.values() if isinstance(e, Interrupted)), None)
-            raise interruption or Incomplete(self._failures, done)
+            raise interruption or Incomplete(self._failures, len(names) - len(self._failures))
+
+    def _plan_each(self, names: list[str]) -> None:
+        for name in names:
+            try:
+                plan = self._database.plan(name, self._options)
+            except PgleanError as error:
+                self._ended(name, error)
+                if isinstance(error, Interrupted | ConnectionLost):
+                    return
+                continue
+            self._results[name] = plan_json(plan)
+            if not self._as_json:
+                self._out.print(plan_summary(plan))
+
+    def _repack_each(self, names: list[str]) -> None:
+        for name in names:
+            self._repack([name], 1)
+            if isinstance(self._failures.get(name), Interrupted | ConnectionLost):
+                return
+
+    def _repack(self, names: list[str], at_once: int) -> None:
+        with progress_display(
+            self._err, progress=self._told, messages=self._warned, several=at_once > 1
+        ) as on_progress:
+            outcomes = self._database.repack_all(names, self._options, at_once=at_once, on_progress=on_progress)
+        # After the display has gone.
+        for name, outcome in outcomes.items():
+            self._ended(name, outcome)
+
+    def _ended(self, name: str, outcome: Result | PgleanError, *, told: bool = True) -> None:
+        if isinstance(outcome, PgleanError):
+            self._failures[name] = outcome
+            self._results[name] = error_json(name, outcome)
+            if told and self._several and not self._as_json:
+                self._err.print(error_text(outcome), soft_wrap=True)
+            return
+        self._results[name] = outcome.as_json()
+        if self._told and not self._as_json:
+            self._out.print(result_summary(outcome))
 
     def _distinct(self, names: list[str]) -> list[str]:
         """Without those that mean a table named before; what is wrong with a name is told in its turn."""
@@ -265,16 +308,3 @@ class _Batch:
         except (PgleanError, psycopg.Error):
             return names
         return list(found.values())
-
-    def _plan(self, name: str) -> None:
-        plan = self._database.plan(name, self._options)
-        self._results.append(plan_json(plan))
-        if not self._as_json:
-            self._out.print(plan_summary(plan))
-
-    def _repack(self, name: str) -> None:
-        with progress_display(self._err, progress=self._told, messages=self._warned) as on_progress:
-            result = self._database.repack(name, self._options, on_progress=on_progress)
-        self._results.append(result.as_json())
-        if self._told and not self._as_json:
-            self._out.print(result_summary(result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -41,9 +42,11 @@ def status_command(watch: bool, as_json: bool, **connection: Any) -> None:
         return
     with interruptible(database), contextlib.suppress(Interrupted):
         if as_json or not console().is_terminal:
-            while True:
+            # Until nobody reads it any more (`streams`), as in `pglean status --watch | head`.
+            while getattr(sys.stdout, "error", None) is None:
                 _show(database.status(), as_json=as_json)
                 database.server.rest(_WATCH_S)
+            return
         with Live(console=console(), auto_refresh=False) as live:
             while True:
                 found = database.status()

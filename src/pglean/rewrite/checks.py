@@ -118,17 +118,27 @@ def _server(facts: Facts) -> Iterator[Finding]:
 
 
 def _connections(facts: Facts) -> Iterator[Finding]:
-    server = facts.server
+    yield from _too_many(facts.server, facts.sessions, facts.other_sessions, facts.reserved_sessions)
+
+
+def of_connections(conn: Connection, server: Capabilities, sessions: int) -> Iterator[Finding]:
+    """Whether the server has so many left, for whatever they are wanted."""
+    others = conn.execute(query("checks.connections")).fetchone()
+    assert others is not None
+    yield from _too_many(server, sessions, int(others[0]), int(others[1]))
+
+
+def _too_many(server: Capabilities, sessions: int, others: int, kept: int) -> Iterator[Finding]:
     # Reserved ones are for superusers, as which we come; who is none is refused for that already.
-    reserved = 0 if server.is_superuser else facts.reserved_sessions
-    free = max(server.max_connections - reserved - facts.other_sessions, 0)
-    if facts.sessions > free:
+    reserved = 0 if server.is_superuser else kept
+    free = max(server.max_connections - reserved - others, 0)
+    if sessions > free:
         yield Finding(
             "connections",
-            f"the run needs {facts.sessions} connections, of which the server has {free} left",
-            f"max_connections: {server.max_connections}, in use by other sessions: {facts.other_sessions},"
-            f" reserved for privileged roles: {facts.reserved_sessions}.",
-            "Ask for fewer workers (-j), end idle sessions, or raise max_connections.",
+            f"the run needs {sessions} connections, of which the server has {free} left",
+            f"max_connections: {server.max_connections}, in use by other sessions: {others},"
+            f" reserved for privileged roles: {kept}.",
+            "Ask for fewer workers (-j) or tables at once, end idle sessions, or raise max_connections.",
         )
 
 

@@ -25,7 +25,7 @@ from pglean.errors import (
     TakenOver,
     VerificationFailed,
 )
-from pglean.locks import Patience, Policy, claim
+from pglean.locks import Patience, Policy, claim, release
 from pglean.options import Options
 from pglean.rewrite import cleanup
 from pglean.rewrite import job as jobs
@@ -75,19 +75,31 @@ def _end(server: Server, job: Job, keep: bool, reason: str) -> list[str]:
             if jobs.is_ours(conn, job):
                 raise LockNotObtained(f"a session of run {job.id} still lives on the server")
             return _swapped_hint(conn, job)
-        if not jobs.is_ours(conn, job):
-            # Somebody has gone on with it, or ended it, while this process hung or could not reach the server.
-            return _swapped_hint(conn, job)
-        if keep and _keep(conn, job, reason):
-            return [
-                f"What was done is kept: `pglean resume {job.id}` continues, `pglean abort {job.id}` undoes it."
-                " Until then its triggers record what is written to the table."
-            ]
-        remains = cleanup.end(server, conn, job.id, patience(server, job.options, _UNDO_WAIT_S), reason)
-        hints = _swapped_hint(conn, job)
-        if remains:
-            hints.append(f"Still there: {'; '.join(remains)}. `pglean cleanup` removes them.")
-        return hints
+        try:
+            return _end_claimed(server, conn, job, keep, reason)
+        finally:
+            # Not left to the end of the session, which the server takes its time to notice: a run that begins again at
+            # once would be refused.
+            with contextlib.suppress(psycopg.Error):
+                release(conn, job.table.oid)
+
+
+def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, reason: str) -> list[str]:
+    if not jobs.is_ours(conn, job):
+        # Somebody has gone on with it, or ended it, while this process hung or could not reach the server.
+        return _swapped_hint(conn, job)
+    if keep and _keep(conn, job, reason):
+        return [
+            f"What was done is kept: `pglean resume {job.id}` continues, `pglean abort {job.id}` undoes it."
+            " Until then its triggers record what is written to the table."
+        ]
+    remains = cleanup.end(server, conn, job.id, patience(server, job.options, _UNDO_WAIT_S), reason)
+    hints = _swapped_hint(conn, job)
+    if keep and not hints:
+        hints.append("It had not come so far that there was anything to keep, and was undone.")
+    if remains:
+        hints.append(f"Still there: {'; '.join(remains)}. `pglean cleanup` removes them.")
+    return hints
 
 
 def _keep(conn: Connection, job: Job, reason: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -19,8 +19,8 @@ from psycopg import errors as pg
 
 from pglean import catalog, disk
 from pglean.capture.trigger import TriggerCapture
-from pglean.errors import CaptureGap, IndexesChanged, LockNotObtained, Refused, UsageError
-from pglean.locks import Mode, OverBudget, claim, claimed, locked
+from pglean.errors import CaptureGap, Finding, IndexesChanged, LockNotObtained, Refused, UsageError
+from pglean.locks import Mode, OverBudget, claim, claimed, locked, release
 from pglean.options import Options
 from pglean.progress import Callback, Progress, Reporter
 from pglean.result import RelationSize, Result
@@ -185,6 +185,14 @@ def preflight(server: Server, oid: int, options: Options) -> Plan:
         return _plan(server, conn, oid, options, busy=claimed(conn, oid))
 
 
+def check_connections(server: Server, options: Options, tables: int) -> None:
+    """Raise `Refused` where the server has not so many connections left as `tables` runs at once need."""
+    with server.connect("preflight") as conn:
+        sessions = tables * (options.jobs + _OTHER_SESSIONS)
+        if findings := list(checks.of_connections(conn, server.capabilities, sessions)):
+            raise Refused(f"{tables} tables at once" if tables > 1 else "the table", findings)
+
+
 def _plan(server: Server, conn: Connection, oid: int, options: Options, *, busy: bool) -> Plan:
     # The fingerprint comes first: what is changed after it will be noticed.
     fingerprint = catalog.fingerprint(conn, oid)
@@ -194,7 +202,31 @@ def _plan(server: Server, conn: Connection, oid: int, options: Options, *, busy:
     fatal = [finding for finding in findings if finding.fatal]
     if fatal or fingerprint is None:
         raise Refused(table.qualified_name, fatal)
-    return Plan(table, options, fingerprint, tuple(finding for finding in findings if not finding.fatal))
+    plan = Plan(table, options, fingerprint, tuple(finding for finding in findings if not finding.fatal))
+    return replace(plan, warnings=(*plan.warnings, *_space_warnings(conn, plan)))
+
+
+def _space_warnings(conn: Connection, plan: Plan) -> Iterator[Finding]:
+    """Where less is free than is surely enough; the run waits before the disk is full (`--min-free`)."""
+    space = disk.of_table(conn, plan.table)
+    if space is None:
+        return
+    try:
+        free = space.free_bytes()
+    except OSError:
+        return
+    default = str(scalar(conn, query("report.default_tablespace")))
+    for tablespace, needed in plan.disk_bytes_by_tablespace.items():
+        purpose = disk.purpose_of(tablespace or default)
+        if purpose in free and free[purpose] < needed + plan.options.min_free_bytes:
+            yield Finding(
+                "space",
+                f"{free[purpose] >> 20} MB are free on {purpose}",
+                f"The copy takes {needed >> 20} MB if nothing is bloated; the run waits when less than"
+                f" {plan.options.min_free_bytes >> 20} MB are left (--min-free).",
+                "Make room first, or see how bloated the table is.",
+                fatal=False,
+            )
 
 
 def repack(server: Server, oid: int, options: Options, on_progress: Callback | None = None) -> Result:
@@ -247,7 +279,7 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
     with server.connect("watch") as keeper, server.connect("run") as control:
         plan = _plan(server, keeper, oid, options, busy=not claim(keeper, oid))
         schema.ensure(control)
-        space = disk.find(control, plan.table.tablespace)
+        space = disk.of_table(control, plan.table)
         sizes_before = _sizes(control, oid)
         wal_before = int(scalar(control, query("report.wal_bytes")))
         job, first, capture, blocks = _begin(server, keeper, control, plan, on_progress)
@@ -280,6 +312,9 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
             if told is error:
                 raise
             raise told from error
+        # Not left to the end of the session, which the server takes its time to notice.
+        with contextlib.suppress(psycopg.Error):
+            release(keeper, oid)
         reporter.phase("done")
         return result
 

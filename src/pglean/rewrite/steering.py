@@ -15,7 +15,8 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.status import Status, unfinished
 from pglean.server import Connection, Server
 
-_LOOK_S = 0.1
+#: How often the run's row is looked at; how long nobody works on it before its process is taken for dead; in seconds.
+_LOOK_S, _GONE_S = 0.1, 5.0
 
 
 def _find(conn: Connection, job_id: int) -> Status | None:
@@ -71,20 +72,33 @@ def abort(server: Server, job_id: int, wait_s: float) -> tuple[str, list[str]]:
         run = _found(conn, job_id)
         if run.alive and jobs.request(conn, job_id, "abort"):
             _wait(server, conn, job_id, wait_s)
-        if _find(conn, job_id) is None:
+        deadline = time.monotonic() + wait_s
+        while (left := _find(conn, job_id)) is not None:
+            # Whoever worked on it may be undoing it himself.
+            if claim(conn, left.relation):
+                break
+            if time.monotonic() > deadline:
+                raise _busy(left)
+            server.rest(_LOOK_S)
+        else:
             return jobs.state_of(conn, job_id) or "undone", []
-        if not claim(conn, run.relation):
-            raise _busy(run)
         try:
-            remains = cleanup.end(server, conn, job_id, ending.patience(server, Options()), "aborted")
+            if jobs.state_of(conn, job_id) not in ("running", "paused", "remains"):
+                return jobs.state_of(conn, job_id) or "undone", []
+            remains = cleanup.end(server, conn, job_id, ending.patience(server, Options(), wait_s), "aborted")
             return jobs.state_of(conn, job_id) or "undone", remains
         finally:
             release(conn, run.relation)
 
 
 def _wait(server: Server, conn: Connection, job_id: int, wait_s: float) -> None:
+    """Wait until the run is kept, or over; a moment longer where its process is gone, or about to note either."""
     deadline = time.monotonic() + wait_s
-    while (run := _find(conn, job_id)) is not None and run.alive:
+    gone_s = 0.0
+    while (run := _find(conn, job_id)) is not None and (run.alive or run.state == "interrupted"):
+        gone_s = 0.0 if run.alive else gone_s + _LOOK_S
+        if gone_s > _GONE_S:
+            return
         if time.monotonic() > deadline:
             raise _busy(run)
         server.rest(_LOOK_S)
