@@ -162,7 +162,9 @@ class Database:
         policy = Policy.of(options or Options())
         with _told(self.server), self.server.connect("cleanup") as conn:
             patience = Patience(self.server, policy, lambda _: None)
-            return _cleanup.sweep(self.server, conn, patience, lambda run: paused or run.state != "paused")
+            return _cleanup.sweep(
+                self.server, conn, patience, lambda run: paused or run.state != "paused" or run.swapped
+            )
 
     def uninstall(self) -> bool:
         """Drop the schema `pglean` with the history of runs; False where there is none.

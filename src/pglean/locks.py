@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import LiteralString
+from typing import LiteralString, Protocol, TypeVar
 
 import psycopg
 from psycopg import errors as pg
@@ -35,6 +35,8 @@ from pglean.options import Options
 from pglean.server import Connection, Server, scalar
 from pglean.sql import query
 from pglean.table import Table
+
+T = TypeVar("T")
 
 
 class Mode(StrEnum):
@@ -111,6 +113,24 @@ class Blocker:
     killable: bool = False
 
 
+class Named(Protocol):
+    """A table, as far as it is known to whoever waits for it."""
+
+    @property
+    def oid(self) -> int: ...
+
+    @property
+    def qualified_name(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """A table of which nothing has been read yet."""
+
+    oid: int
+    qualified_name: str
+
+
 class OverBudget(Exception):
     """The lock would have to be held for too long: it was released, nothing was changed. Its text says why."""
 
@@ -171,7 +191,7 @@ class Patience:
     def _waited_s(self) -> float:
         return time.monotonic() - self._started
 
-    def pause(self, table: Table, mode: Mode, reason: str, blockers: tuple[Blocker, ...]) -> None:
+    def pause(self, table: Named, mode: Mode, reason: str, blockers: tuple[Blocker, ...]) -> None:
         """Wait before the next attempt, with no lock and no transaction.
 
         Raises `LockNotObtained` at the end of the patience.
@@ -215,7 +235,7 @@ class Patience:
         timeout_s = max(self.policy.wait_timeout_s, 0.001)
         return timeout_s - self._waited_s % timeout_s
 
-    def escalate(self, conn: Connection, table: Table, mode: Mode) -> None:
+    def escalate(self, conn: Connection, table: Named, mode: Mode) -> None:
         """Cancel an autovacuum that is in the way; with --kill-backend, when the patience is over, others as well."""
         if self._waited_s >= _AUTOVACUUM_AFTER_S:
             self._act(conn, table, mode, "locks.cancel_autovacuum", "cancelled")
@@ -231,7 +251,7 @@ class Patience:
             else:
                 self._act(conn, table, mode, "locks.terminate", "terminated")
 
-    def _act(self, conn: Connection, table: Table, mode: Mode, statement: str, verb: str) -> None:
+    def _act(self, conn: Connection, table: Named, mode: Mode, statement: str, verb: str) -> None:
         """Cancel or terminate, and say whom."""
         for who, done in conn.execute(query(statement), {"oid": table.oid, "modes": _CONFLICTS[mode]}).fetchall():
             # An autovacuum that takes its time to end is met at each attempt.
@@ -376,6 +396,29 @@ def locked(
         conn.execute("COMMIT")
     finally:
         steps_log.debug("%s: %s lock released after %d ms", table.qualified_name, mode, _since_ms(taken))
+
+
+def patiently(server: Server, conn: Connection, oid: int, patience: Patience, read: Callable[[], T]) -> T:
+    """Read of a relation what the server reads under ACCESS SHARE, such as its size.
+
+    Whoever has it locked (a VACUUM FULL, say) is waited for as `locked` does: in short attempts, no longer than the
+    patience lasts. On entry and exit: no transaction. `read` must bear being done again.
+    Raises `LockNotObtained`, `Interrupted`, and what `read` raises.
+    """
+    while True:
+        server.check()
+        conn.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(patience.policy.lock_timeout_ms)))
+        try:
+            return read()
+        except pg.LockNotAvailable:
+            pass
+        finally:
+            with contextlib.suppress(psycopg.Error):
+                conn.execute("SET lock_timeout = 0")
+        # Printing a name takes no lock.
+        table = _Unread(oid, str(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.text", (oid,))))
+        patience.escalate(conn, table, Mode.ACCESS_SHARE)
+        patience.pause(table, Mode.ACCESS_SHARE, "The lock was not to be had.", _blockers(conn, oid, Mode.ACCESS_SHARE))
 
 
 def _since_ms(moment: float) -> float:

@@ -147,11 +147,12 @@ def status_lines(runs: Sequence[Status]) -> RenderableType:
     lines: list[Text] = []
     for run in runs:
         done, total = run.progress.get("done", 0), run.progress.get("total", 0)
-        share = f" {done / total:.0%}" if total else ""
+        share = f" {done / total:.0%}" if total and run.state == "running" else ""
+        state = run.state if run.state == run.phase else f"{run.state}, {run.phase}{share}"
         lines.append(
             Text.assemble(
                 (f"job {run.id}: {quote_name(run.schema)}.{quote_name(run.table)}", "bold"),
-                f"  {run.state}, {run.phase}{share}",
+                f"  {state}",
             )
         )
         lines.append(

@@ -16,7 +16,7 @@ import pytest
 from pglean import pausepoint
 from tests.support import terminal
 from tests.support.client import Client
-from tests.support.command import Run, table
+from tests.support.command import Run
 from tests.support.oracle import until
 from tests.support.play import Background
 from tests.support.points import COMMITTED
@@ -71,10 +71,10 @@ def test_hold_and_swap(stage: Stage, run: Run) -> None:
     with held(stage) as (client, job):
         status, out, err = run("status")
         assert (status, err) == (0, "")
-        assert f"job {job}: public.items  ready, ready" in out
+        assert f"job {job}: public.items  ready\n" in out
         assert f"waiting for `pglean swap {job}`" in out
         stage.write()
-        assert not stage.repacked
+        assert stage.file == stage.first_file
         assert run("swap", str(job)) == (0, f"job {job}: asked to swap\n", "")
         assert client.wait() == 0, client.stderr
     assert stage.repacked
@@ -138,6 +138,8 @@ def test_pause_and_resume(stage: Stage, run: Run) -> None:
     assert f"job {job}: public.items  paused, ready" in out
     assert f"  run {job} was paused\n" in out
     assert f"  `pglean resume {job}` continues, `pglean abort {job}` undoes it\n" in out
+    # What was written meanwhile is recorded, which costs something.
+    assert json.loads(run("status", "--json")[1])[0]["changes_bytes"] > 0
     # What it was asked for it has done: asked again, there is nothing to wait for.
     assert run("pause", str(job))[0] == 0
 
@@ -173,7 +175,8 @@ def test_resume_as_json(stage: Stage, run: Run) -> None:
     job = left(stage)
     stage.write()
     status, out, err = run("resume", str(job), "--json", "-q")
-    assert (status, err) == (0, "")
+    # That there was something to go on with is told, however quiet it is to be.
+    assert (status, err) == (0, f"pglean: goes on with run {job}, which had come to ready\n")
     result = json.loads(out)
     assert (result["status"], result["job"], result["table"]) == ("done", job, "public.items")
     assert stage.repacked
@@ -203,15 +206,28 @@ def test_resume_without_a_number(stage: Stage, run: Run) -> None:
     assert f"DETAIL:  {first}: public.items, interrupted; {second}: public.others, paused\n" in err
     assert "HINT:  Name one: pglean resume JOB.\n" in err
     stage.write()
-    assert run("resume", "-q", str(first)) == (0, "", "")
+    assert run("resume", "-q", str(first))[:2] == (0, "")
     assert stage.repacked
     # One is left.
     others.write()
-    assert run("resume", "-q") == (0, "", "")
+    assert run("resume", "-q")[:2] == (0, "")
     assert others.repacked
     assert run("resume")[0] == 1
     stage.check()
     others.check()
+
+
+def test_resume_of_the_only_run_of_a_database_that_is_named(
+    stage: Stage, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGDATABASE", "absent")
+    for arguments in ([stage.db.name], ["-d", stage.db.name], [stage.db.conninfo]):
+        before = stage.file
+        job = left(stage)
+        assert run("resume", "-q", *arguments)[:2] == (0, "")
+        assert stage.file != before
+        assert [each[0] for each in stage.db.fetchall("SELECT state FROM pglean.job WHERE id = %s", (job,))] == ["done"]
+    stage.check()
 
 
 def test_resume_with_a_run_beside_it(stage: Stage, run: Run) -> None:
@@ -220,7 +236,7 @@ def test_resume_with_a_run_beside_it(stage: Stage, run: Run) -> None:
     left(others, name="others")
     with begun(stage, stop_at="phase: ready") as client:
         client.await_line("phase: ready")
-        assert run("resume", "-q") == (0, "", "")
+        assert run("resume", "-q")[:2] == (0, "")
         assert others.repacked
         client.go_on()
         assert client.wait() == 0, client.stderr
@@ -275,7 +291,7 @@ def test_keep(stage: Stage, run: Run, number: signal.Signals) -> None:
         assert f"`pglean resume {found.id}` continues" in client.stderr
     assert found.state == "paused"
     stage.write()
-    assert run("resume", "-q", str(found.id)) == (0, "", "")
+    assert run("resume", "-q", str(found.id))[:2] == (0, "")
     assert stage.repacked
     stage.check()
 
@@ -285,7 +301,8 @@ def test_keep_keeps_nothing_that_is_worth_nothing(stage: Stage) -> None:
         client.await_line("capture: prepared")
         client.signal(signal.SIGINT)
         assert client.wait() == 8
-        assert "kept" not in client.stderr
+        assert "there was anything to keep, and was undone" in client.stderr
+        assert "pglean resume" not in client.stderr
     assert not stage.repacked
     stage.check()
 
@@ -398,11 +415,12 @@ def test_run_that_there_is_not(stage: Stage, run: Run, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["pause", "resume", "swap", "abort"])
-@pytest.mark.parametrize("job", ["items", "1.5", "--", ""])
+@pytest.mark.parametrize("job", ["items", "1.5", "²", ""])
 def test_number_that_is_none(run: Run, command: str, job: str) -> None:
-    status, out, err = run(command, job, "public.items")
+    status, out, err = run(command, job, "some database")
     assert (status, out) == (2, "")
-    assert "is not a valid integer" in err
+    assert (f"invalid job: {job}" if command == "resume" else f"{job!r} is not a valid integer") in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("command", ["pause", "swap", "abort"])
@@ -481,7 +499,6 @@ def test_status_as_json(stage: Stage, run: Run) -> None:
         }
         assert found["relation"] == stage.oid
         assert found["shadow_bytes"] > 0
-        assert found["changes_bytes"] > 0
         assert 0 <= found["heartbeat_s"] <= found["elapsed_s"]
         assert f"`pglean swap {job}`" in found["progress"]["waiting_for"]
         assert run("abort", str(job))[0] == 0

@@ -178,6 +178,11 @@ class Soak:
                 outcome = work.result(_HANGS_S)
             except PgleanError as error:
                 outcome = error
+            except Mishap as error:
+                # Raised while the run was being undone: nobody is left who could tell it better.
+                assert blow is not None
+                assert blow.kind == "vanish"
+                outcome = error
         self.story.append(f"  {type(outcome).__name__}: {outcome if isinstance(outcome, PgleanError) else ''}")
         if isinstance(outcome, PgleanError):
             self._tolerate(outcome)

@@ -100,6 +100,7 @@ def test_prepared_transaction_is_not_to_be_killed(db: Database, prepared: str) -
             error = caught.value
             assert error.hint == (
                 f"End the prepared transaction: COMMIT PREPARED {prepared}; or ROLLBACK PREPARED {prepared};"
+                " The run had not come so far that there was anything to keep, and was undone."
             )
             (blocker,) = error.blockers
             assert blocker.startswith(f"prepared transaction {prepared} of postgres")

@@ -270,6 +270,40 @@ def without_ours(db: Database) -> list[str]:
     return [line for line in oracle.definition(db).splitlines() if "pglean" not in line and line.strip(" -")]
 
 
+#: What is done to the indexes alone.
+OF_INDEXES = {
+    "reindex": "REINDEX TABLE t",
+    "reindex-concurrently": "REINDEX TABLE CONCURRENTLY t",
+    "create-index": "CREATE INDEX ON t (v)",
+    "create-index-concurrently": "CREATE INDEX CONCURRENTLY ON t (v)",
+    "drop-index": "DROP INDEX t_lower_idx",
+    "unique-constraint": "ALTER TABLE t ADD UNIQUE (id, u)",
+}
+
+
+@pytest.mark.parametrize("moment", ["copy: before a chunk", "swap: before the lock"])
+@pytest.mark.parametrize("case", OF_INDEXES)
+def test_change_to_the_indexes_is_taken_up(play: Play, case: str, moment: str) -> None:
+    definition: list[str] = []
+    files = "SELECT oid, relfilenode FROM pg_class WHERE relname = 't' OR starts_with(relname, 't_') ORDER BY 1"
+    before: list[Any] = []
+
+    def act() -> None:
+        play.db.execute(OF_INDEXES[case])
+        play.both("UPDATE {t} SET v = 'after' WHERE id < 50")
+        definition.extend(without_ours(play.db))
+        before.extend(play.db.fetchall(files))
+
+    with at(moment, act):
+        play.repack()
+    assert without_ours(play.db) == definition
+    after = play.db.fetchall(files)
+    assert [oid for oid, _ in after] == [oid for oid, _ in before]
+    assert not {file for _, file in after} & {file for _, file in before}
+    assert play.db.fetchall("SELECT FROM pg_index WHERE indrelid = 't'::regclass AND NOT indisvalid") == []
+    play.check()
+
+
 #: What the copy knows nothing of: the run must end.
 FATAL = {
     "truncate": "TRUNCATE t",
@@ -277,11 +311,6 @@ FATAL = {
     "delete-and-vacuum-full": "DELETE FROM t WHERE id < 100; VACUUM FULL t",
     "vacuum-full": "VACUUM FULL t",
     "cluster": "CLUSTER t USING t_pkey",
-    "reindex": "REINDEX TABLE t",
-    "reindex-concurrently": "REINDEX TABLE CONCURRENTLY t",
-    "create-index": "CREATE INDEX ON t (v)",
-    "create-index-concurrently": "CREATE INDEX CONCURRENTLY ON t (v)",
-    "drop-index": "DROP INDEX t_lower_idx",
     "add-column": "ALTER TABLE t ADD COLUMN seven int NOT NULL DEFAULT 7",
     "drop-column": "ALTER TABLE t DROP COLUMN v",
     "drop-and-add-column": "ALTER TABLE t DROP COLUMN v, ADD COLUMN v text DEFAULT 'x'",
@@ -294,7 +323,6 @@ FATAL = {
     "set-schema": "CREATE SCHEMA s; ALTER TABLE t SET SCHEMA s",
     "owner": "ALTER TABLE t OWNER TO pg_monitor",
     "unlogged": "ALTER TABLE t SET UNLOGGED",
-    "unique-constraint": "ALTER TABLE t ADD UNIQUE (id, u)",
     "drop": "DROP TABLE t",
     "drop-and-create": "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY)",
 }

@@ -121,8 +121,9 @@ def test_no_transaction_is_open_between_the_steps(play: Play) -> None:
 # ---- waiting
 
 
-def test_reader_that_does_not_end(play: Play) -> None:
-    """G5, G6: others wait for us no longer than a lock timeout; then the run ends, names him, and leaves him alone."""
+@pytest.mark.parametrize("how", ["resume", "abort"])
+def test_reader_that_does_not_end(play: Play, how: str) -> None:
+    """G5, G6: others wait for us no longer than a lock timeout; then the run is kept, names him, leaves him alone."""
     reader = Holder(play.db, "SELECT count(*) FROM t")
     with repeating(play.db, "SELECT id FROM t LIMIT 1") as others:
         with at("swap: before the lock", reader.hold):
@@ -135,14 +136,22 @@ def test_reader_that_does_not_end(play: Play) -> None:
     assert "idle in transaction" in str(error)
     # He is alive, in the same transaction.
     reader.conn.execute("SELECT count(*) FROM t")
-    # The triggers cannot be dropped before he ends; they do nothing, and writers are not in the way of anybody.
     with pglean.connect(play.db.conninfo) as database:
-        ((run),) = database.status()
-        assert run.state == "remains"
-        play.both("UPDATE {t} SET v = 'after', id = id + 5000 WHERE id < 10")
-        reader.conn.commit()
-        ((_, remains),) = database.cleanup()
-        assert remains == []
+        (run,) = database.status()
+        assert run.state == "paused"
+        play.both("UPDATE {t} SET v = 'recorded', id = id + 5000 WHERE id < 10")
+        if how == "resume":
+            reader.conn.commit()
+            assert database.resume(run.id) is not None
+        else:
+            # The triggers cannot be dropped before he ends; they do nothing, and writers are in the way of nobody.
+            state, remains = database.abort(run.id, wait_s=0.3)
+            assert state == "remains"
+            assert f"pid {reader.pid}" in remains[0]
+            play.both("UPDATE {t} SET v = 'after', id = id + 5000 WHERE id BETWEEN 10 AND 20")
+            reader.conn.commit()
+            ((_, remains),) = database.cleanup()
+            assert remains == []
         assert database.status() == []
     play.check()
     play.repack()
@@ -231,6 +240,11 @@ def test_client_that_hangs_under_the_lock(play: Play) -> None:
             error = fails(play, ConnectionLost, max_lock_ms=200)
         assert longest(others) < 1.2
     assert error.exit_status == 5
+    with pglean.connect(play.db.conninfo) as database:
+        (run,) = database.status()
+        assert run.state == "paused"
+        play.both("UPDATE {t} SET v = 'y' WHERE id < 50")
+        assert database.resume(run.id) is not None
     play.check()
     play.repack()
     play.check()

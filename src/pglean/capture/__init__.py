@@ -38,5 +38,8 @@ class ChangeCapture(Protocol):
     def is_on(self, conn: Connection) -> bool:
         """Whether there is anything for `switch_off` to do."""
 
+    def fits(self, conn: Connection) -> bool:
+        """Whether what was recorded so far is the key that the table is now said to have. Takes no lock."""
+
     def silence(self, conn: Connection) -> None:
         """Make the capture harmless without any lock on the table: nothing is recorded from now on."""

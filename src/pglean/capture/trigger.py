@@ -165,15 +165,28 @@ class TriggerCapture:
     def is_on(self, conn: Connection) -> bool:
         return bool(self._identity(conn))
 
+    def fits(self, conn: Connection) -> bool:
+        # The text names the columns, in the order of the change table's.
+        functions = {f"capture_{self._job_id}_{event}": body for event, body in self._bodies().items()}
+        rows = conn.execute(query("capture.bodies"), {"functions": list(functions)}).fetchall()
+        found: dict[str, str] = dict(rows)
+        return found == {name: body.as_string(conn) for name, body in functions.items()}
+
     def silence(self, conn: Connection) -> None:
-        for event in EVENTS:
-            # CREATE OR REPLACE locks no table; where the function is not there, neither is its trigger.
-            if scalar(conn, query("capture.function_exists"), {"name": f"capture_{self._job_id}_{event}"}):
-                conn.execute(
-                    sql.SQL(
-                        "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
-                    ).format(self._function(event))
-                )
+        silence(conn, self._job_id)
+
+
+def silence(conn: Connection, job_id: int) -> None:
+    """Empty the functions of a run's triggers, of whose table nothing need be known."""
+    for event in EVENTS:
+        name = f"capture_{job_id}_{event}"
+        # CREATE OR REPLACE locks no table; where the function is not there, neither is its trigger.
+        if scalar(conn, query("capture.function_exists"), {"name": name}):
+            conn.execute(
+                sql.SQL(
+                    "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+                ).format(sql.Identifier(SCHEMA, name))
+            )
 
 
 def _differs(column: KeyColumn) -> sql.Composed:

@@ -75,17 +75,22 @@ def abort_command(job: int, wait_timeout: float, as_json: bool, **connection: An
 
 
 @click.command("resume", short_help="Go on with a run that was paused or interrupted.")
-@click.argument("job", type=int, required=False)
+@click.argument("job", required=False)
 @connection_options
 @_JSON
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
-def resume_command(job: int | None, as_json: bool, quiet: bool, **connection: Any) -> None:
+def resume_command(job: str | None, as_json: bool, quiet: bool, **connection: Any) -> None:
     """Go on with run JOB, with the options it was begun with; without JOB, with the one that is paused or interrupted.
 
     Exit status: as of `pglean repack`.
     """
+    if job is not None and not job.isdecimal():
+        # A single argument that is no number is the database.
+        if connection["dbname"] is not None:
+            raise UsageError(f"invalid job: {job}", hint="`pglean status` lists them by number.")
+        connection["dbname"], job = job, None
     database = open_database(**connection)
-    number = _only(database) if job is None else job
+    number = _only(database) if job is None else int(job)
     err = console(stderr=True)
     with interruptible(database), progress_display(err, progress=not quiet) as on_progress:
         result = database.resume(number, on_progress=on_progress)

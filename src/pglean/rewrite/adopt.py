@@ -50,12 +50,29 @@ def take_up(run: Run) -> str:
     return _told(before, after)
 
 
+def revive(run: Run) -> str:
+    """The same for a run that is gone on with, whose table was just read anew; empty where nothing has changed.
+
+    Its key may be another since the run began, without any index being so: one of several was made the primary key, or
+    the replica identity. What was recorded are values of the old one.
+    """
+    if run.table.key is None or not run.capture.fits(run.control):
+        raise _other_key(run.table)
+    if catalog.fingerprint(run.control, run.table.oid) == run.job.fingerprint:
+        return ""
+    return take_up(run)
+
+
+def _other_key(table: Table) -> TableChanged:
+    return TableChanged(
+        f"the key of {table.qualified_name} was changed by another session",
+        detail="A row is recognised by its primary key or unique index; another one has taken its place, or none.",
+    )
+
+
 def _check(before: Table, after: Table) -> None:
     if before.key is None or after.key is None or before.key.columns != after.key.columns:
-        raise TableChanged(
-            f"the key of {before.qualified_name} was changed by another session",
-            detail="A row is recognised by its primary key or unique index; another one has taken its place, or none.",
-        )
+        raise _other_key(before)
     for finding in checks.of_indexes(after):
         if finding.code != checks.INVALID_INDEX:
             raise TableChanged(finding.message, detail=finding.detail, hint=finding.hint)

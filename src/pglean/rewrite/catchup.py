@@ -81,27 +81,26 @@ def run(run: Run) -> None:
 
 
 def once(run: Run) -> None:
-    """One round, to keep up while something is waited for."""
+    """One round, to keep up while something is waited for, perhaps for days."""
     refresh.round_(run)
+    if refresh.vacuum_pays(run):
+        refresh.vacuum_changes(run)
 
 
 def drain(run: Run) -> Flow:
     """Refresh until what is left fits the budget of the lock; returns what was learnt."""
     flow = Flow()
-    consumed = 0
     budget_ms = run.job.options.max_lock_ms
     with contextlib.ExitStack() as stack:
         brake: Brake | None = None
         while True:
             # Where all processors are busy, one session does it, unless it does not get ahead of the writers.
             done = refresh.round_(run, alone=run.crowded and flow.stuck == 0 and brake is None)
-            consumed += done.records
             flow.learn(done)
             if flow.calm() or flow.fits(budget_ms):
                 return flow
-            if refresh.vacuum_pays(consumed):
+            if refresh.vacuum_pays(run):
                 refresh.vacuum_changes(run)
-                consumed = 0
             if flow.stuck >= _ROUNDS_BEFORE_BRAKE:
                 if brake is None:
                     brake = stack.enter_context(_braking(run))

@@ -17,9 +17,9 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pglean import catalog
-from pglean.capture.trigger import TriggerCapture
+from pglean.capture.trigger import TriggerCapture, silence
 from pglean.errors import LockNotObtained, TableChanged
-from pglean.locks import Mode, OverBudget, Patience, blockers_of, claim, locked, release
+from pglean.locks import Mode, OverBudget, Patience, blockers_of, claim, locked, patiently, release
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.phase import ENDS_AS
@@ -55,21 +55,28 @@ def remove(server: Server, conn: Connection, job_id: int, patience: Patience) ->
 def _switch_off(server: Server, conn: Connection, job_id: int, oid: int, patience: Patience) -> list[str]:
     """Drop the triggers, or empty them where that cannot be; returns what is told of the latter."""
     try:
-        table = catalog.load(conn, oid)
+        table = patiently(server, conn, oid, patience, lambda: catalog.load(conn, oid))
     except TableChanged:
         return []
+    except LockNotObtained as error:
+        silence(conn, job_id)
+        name = scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.text", (oid,))
+        return [_silenced(name, error)]
     capture = TriggerCapture(table, job_id)
     try:
         with locked(server, conn, table, Mode.ACCESS_EXCLUSIVE, patience):
             capture.switch_off(conn)
     except LockNotObtained as error:
         capture.silence(conn)
-        blockers = ", ".join(error.blockers) or "other sessions"
-        return [f"three triggers without effect on {table.qualified_name} (in use by {blockers})"]
+        return [_silenced(table.qualified_name, error)]
     except (TableChanged, OverBudget) as error:
         capture.silence(conn)
         return [f"three triggers without effect on {table.qualified_name}: {error}"]
     return []
+
+
+def _silenced(table: str, error: LockNotObtained) -> str:
+    return f"three triggers without effect on {table} (in use by {', '.join(error.blockers) or 'other sessions'})"
 
 
 def _drop_table(conn: Connection, name: str) -> list[str]:

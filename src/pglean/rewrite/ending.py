@@ -96,7 +96,7 @@ def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, reason:
     remains = cleanup.end(server, conn, job.id, patience(server, job.options, _UNDO_WAIT_S), reason)
     hints = _swapped_hint(conn, job)
     if keep and not hints:
-        hints.append("It had not come so far that there was anything to keep, and was undone.")
+        hints.append("The run had not come so far that there was anything to keep, and was undone.")
     if remains:
         hints.append(f"Still there: {'; '.join(remains)}. `pglean cleanup` removes them.")
     return hints

@@ -123,13 +123,14 @@ def _make(run: Run, conn: Connection, index: Index, count: int) -> None:
     with transaction(conn):
         jobs.check_current(conn, run.job)
         _no_helpers(run, conn, count)
-        text, rest, literals = _definitions(conn, [index.oid]).get(index.oid, (None, [], False))
+        text, _, literals = _definitions(conn, [index.oid]).get(index.oid, (None, [], False))
         if literals and not run.table.owner_is_superuser:
             # Parsing them safely would lock pg_type for as long as the build takes.
             raise TableChanged(f"index {index.name}, made by another session, has a literal of a user's type")
         twin = _create(conn, run.job, index, text, postpone=False)
+        # Both name what they use by OID; whatever it is called after a build of hours, they agree on it.
         now = _definitions(conn, [index.oid, twin])
-        if index.oid not in now or now[index.oid][:2] != (text, rest) or now[twin][:2] != (text, rest):
+        if index.oid not in now or now[index.oid][:2] != now[twin][:2]:
             raise TableChanged(f"index {index.name}, or what it uses, was changed by another session")
         jobs.record_twin(conn, run.job.id, index.oid, twin)
         jobs.record_built(conn, run.job.id, index.oid)
@@ -137,9 +138,13 @@ def _make(run: Run, conn: Connection, index: Index, count: int) -> None:
 
 
 def forget(run: Run, conn: Connection, oid: int) -> None:
-    """Drop the twin of an index that is gone, or has become another. On entry: no transaction."""
+    """Drop the twin of an index that is gone, or has become another. On entry: no transaction.
+
+    Raises psycopg's LockNotAvailable where somebody has locked the shadow.
+    """
     twin = sql.Identifier(SCHEMA, run.job.twin_name(oid))
     with transaction(conn):
+        conn.execute("SET LOCAL lock_timeout = '1s'")
         conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(twin))
         jobs.forget_twin(conn, run.job.id, oid)
 

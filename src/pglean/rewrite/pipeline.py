@@ -20,7 +20,7 @@ from psycopg import errors as pg
 from pglean import catalog, disk
 from pglean.capture.trigger import TriggerCapture
 from pglean.errors import CaptureGap, Finding, IndexesChanged, LockNotObtained, Refused, UsageError
-from pglean.locks import Mode, OverBudget, claim, claimed, locked, release
+from pglean.locks import Mode, OverBudget, Patience, claim, claimed, locked, patiently, release
 from pglean.options import Options
 from pglean.progress import Callback, Progress, Reporter
 from pglean.result import RelationSize, Result
@@ -46,6 +46,7 @@ from pglean.rewrite.run import GoBack, Run, Workers
 from pglean.rewrite.watch import watching
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
+from pglean.table import Table
 from pglean.throttle import Throttle
 from pglean.version import __version__
 
@@ -129,8 +130,6 @@ def _swap(run: Run) -> None:
             ready.check_window(run)
             catchup.drain(run)
             continue
-        # There is no way back, and what is left is no work to be paused.
-        run.pause = None
         return
 
 
@@ -194,11 +193,16 @@ def check_connections(server: Server, options: Options, tables: int) -> None:
 
 
 def _plan(server: Server, conn: Connection, oid: int, options: Options, *, busy: bool) -> Plan:
-    # The fingerprint comes first: what is changed after it will be noticed.
-    fingerprint = catalog.fingerprint(conn, oid)
-    table = catalog.load(conn, oid)
     sessions = options.jobs + _OTHER_SESSIONS
-    findings = checks.run(checks.gather(conn, server.capabilities, table, busy=busy, sessions=sessions))
+
+    def read() -> tuple[catalog.Fingerprint | None, Table, list[Finding]]:
+        # The fingerprint comes first: what is changed after it will be noticed.
+        fingerprint = catalog.fingerprint(conn, oid)
+        table = catalog.load(conn, oid)
+        facts = checks.gather(conn, server.capabilities, table, busy=busy, sessions=sessions)
+        return fingerprint, table, checks.run(facts)
+
+    fingerprint, table, findings = patiently(server, conn, oid, ending.patience(server, options), read)
     fatal = [finding for finding in findings if finding.fatal]
     if fatal or fingerprint is None:
         raise Refused(table.qualified_name, fatal)
@@ -280,7 +284,7 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
         plan = _plan(server, keeper, oid, options, busy=not claim(keeper, oid))
         schema.ensure(control)
         space = disk.of_table(control, plan.table)
-        sizes_before = _sizes(control, oid)
+        sizes_before = _sizes(server, control, oid, ending.patience(server, options))
         wal_before = int(scalar(control, query("report.wal_bytes")))
         job, first, capture, blocks = _begin(server, keeper, control, plan, on_progress)
         reporter = Reporter(job.id, job.table.qualified_name, on_progress)
@@ -294,7 +298,7 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
                 job=job.id,
                 table=job.table.qualified_name,
                 rows=run.rows,
-                sizes=_compare(sizes_before, _sizes(control, oid)),
+                sizes=_compare(sizes_before, _sizes(server, control, oid, run.patience())),
                 exclusive_lock_ms=round(run.exclusive_lock_ms, 1),
                 wal_bytes=int(scalar(control, query("report.wal_bytes"))) - wal_before,
                 changes_applied=reporter.state.changes_applied,
@@ -377,7 +381,7 @@ def _walk(run: Run, keeper: Connection, throttle: Throttle, first: Phase) -> dic
     """All steps in their order, from `first` on; returns the seconds of each."""
     seconds: dict[str, float] = {}
     if first is not Phase.CAPTURING:
-        _revive(run)
+        first = _revive(run, first)
     position = _POSITION[first]
     watched = False
     with contextlib.ExitStack() as watch:
@@ -385,6 +389,8 @@ def _walk(run: Run, keeper: Connection, throttle: Throttle, first: Phase) -> dic
             step = STEPS[position]
             if step.phase is Phase.CLEANING:
                 watch.close()
+                # There is no way back, and what is left is no work to be paused.
+                run.pause = None
             elif step.phase.worth_keeping and not watched:
                 watch.enter_context(watching(run, keeper, throttle))
                 watched = True
@@ -394,11 +400,15 @@ def _walk(run: Run, keeper: Connection, throttle: Throttle, first: Phase) -> dic
     return seconds
 
 
-def _revive(run: Run) -> None:
+def _revive(run: Run, first: Phase) -> Phase:
+    """What a run that is gone on with must know; returns the phase in which it does."""
     run.captured_at = time.monotonic()
     run.twins = jobs.twins(run.control, run.job.id)
-    if catalog.fingerprint(run.control, run.table.oid) != run.job.fingerprint:
-        run.reporter.message(adopt.take_up(run))
+    if news := adopt.revive(run):
+        run.reporter.message(news)
+    # Made meanwhile, or taken up by a run that was killed before it came to building it.
+    missing = any(index.oid not in run.twins for index in run.table.indexes)
+    return min(first, Phase.INDEXING) if missing else first
 
 
 def _take(run: Run, step: Step) -> int:
@@ -424,8 +434,11 @@ def _take(run: Run, step: Step) -> int:
 # ---- figures
 
 
-def _sizes(conn: Connection, oid: int) -> list[tuple[str, str, int]]:
-    return [(kind, name, int(size)) for kind, name, size in conn.execute(query("report.sizes"), {"oid": oid})]
+def _sizes(server: Server, conn: Connection, oid: int, patience: Patience) -> list[tuple[str, str, int]]:
+    def read() -> list[tuple[str, str, int]]:
+        return [(kind, name, int(size)) for kind, name, size in conn.execute(query("report.sizes"), {"oid": oid})]
+
+    return patiently(server, conn, oid, patience, read)
 
 
 def _compare(before: list[tuple[str, str, int]], after: list[tuple[str, str, int]]) -> tuple[RelationSize, ...]:

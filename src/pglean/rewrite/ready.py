@@ -67,8 +67,8 @@ def wait_for_snapshots(run: Run, patience: Patience) -> None:
     if not run.job.options.mvcc_safe:
         return
     catchup.once(run)
-    left = snapshots.holders(run, run.control)
-    while left := snapshots.remaining(run, run.control, left):
+    older = snapshots.Older(run, run.control)
+    while left := older.left():
         blockers = tuple(Blocker(phrase) for phrase in left.values())
         patience.pause(run.table, Mode.ACCESS_EXCLUSIVE, "Older snapshots are held.", blockers)
         check_window(run)

@@ -109,6 +109,7 @@ def round_(run: Run, *, then: partial[None] | None = None, alone: bool = False) 
     run.reach("refresh: before a round")
     run.purpose(run.control, "refresh")
     done = run.again(partial(_round, run, then, alone))
+    run.unvacuumed += done.records
     run.reporter.applied(done.records, 0)
     return done
 
@@ -169,11 +170,12 @@ def _shared(run: Run) -> None:
 def vacuum_changes(run: Run) -> None:
     """Make the space of consumed records usable again. Without truncation, which would lock writers out."""
     run.control.execute(sql.SQL("VACUUM (TRUNCATE false) {}").format(run.job.changes))
+    run.unvacuumed = 0
 
 
-def vacuum_pays(consumed: int) -> bool:
-    """Whether so many consumed records are worth a VACUUM of the change table."""
-    return consumed >= _VACUUM_FROM
+def vacuum_pays(run: Run) -> bool:
+    """Whether so many records were consumed that a VACUUM of the change table is worth it."""
+    return run.unvacuumed >= _VACUUM_FROM
 
 
 # ---- statements

@@ -160,6 +160,8 @@ class Run:
     shadow_pages: int = 0
     #: Milliseconds for which ACCESS EXCLUSIVE was held: the longest of all attempts, and of the slices for writers.
     exclusive_lock_ms: float = 0.0
+    #: Records consumed since the change table was last vacuumed.
+    unvacuumed: int = 0
     #: Rows in the table, as counted by the copy or by the verification.
     rows: int = 0
     #: Closed while the throttle wants no more work to begin.

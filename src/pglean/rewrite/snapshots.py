@@ -13,8 +13,17 @@ refresh sees what it must see. So the swap is safe when
 A writer that came meanwhile waits for our lock with a snapshot of before: he would never be gone. Then everything is
 let go at once, and tried again. On a table that is written without a pause there may be no such moment.
 
-A transaction is known by its virtual id. READ COMMITTED lets go of its snapshot with each statement, and its session
-shows none in between.
+What is seen of a snapshot is its xmin, which its session publishes while it excludes commits: there is none that is
+taken and not yet to be seen. Three cases:
+
+* Its xmin is not below the next transaction id of the moment: it sees everything; whose it is, is of no matter.
+* It is below, and the transaction (by its virtual id) was there at that moment: it is waited for, until it has ended,
+  or let go: READ COMMITTED does with each statement, and its session shows none in between.
+* It is below, and the transaction came later. A long writer anywhere makes the xmin of all snapshots old, also of those
+  that see everything. Of these nobody need wait for any, unless it was not taken but given (SET TRANSACTION SNAPSHOT:
+  pg_dump -j, subscriptions): it is older than any that can be taken now, or somebody waited for has given his away.
+
+Snapshots on a standby are not seen here.
 """
 
 from __future__ import annotations
@@ -22,7 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pglean.rewrite.run import Run
-from pglean.server import Connection
+from pglean.server import Connection, scalar
 from pglean.sql import query
 
 
@@ -34,26 +43,44 @@ class Holder:
     #: Identifies the transaction as long as it lasts.
     virtual_id: str
 
-    def __str__(self) -> str:
-        return f"pid {self.pid}"
+
+class Older:
+    """The snapshots that may not see what was committed when this object was made. Takes no lock."""
+
+    def __init__(self, run: Run, conn: Connection) -> None:
+        """`conn`: idle, or in a READ COMMITTED transaction."""
+        self._run, self._conn = run, conn
+        self._xmin, self._xmax = conn.execute(query("snapshots.bounds")).fetchone() or ("", "")
+        self._given = False
+        self._left: set[Holder] | None = None
+
+    def left(self) -> dict[Holder, str]:
+        """The transactions that hold one still, each with a phrase for people."""
+        self._conn.execute(query("snapshots.fresh"))
+        parameters = {
+            "xmin": self._xmin,
+            "xmax": self._xmax,
+            "ours": [each.info.backend_pid for each in self._run.server.connections],
+        }
+        found: dict[Holder, str] = {}
+        given = False
+        for pid, virtual_id, phrase, before, gives in self._conn.execute(query("snapshots.holders"), parameters):
+            holder = Holder(pid, virtual_id)
+            if self._left is None or holder in self._left or before or self._given:
+                found[holder] = phrase
+                given = given or gives
+        # Who gives his away may have ended before the next look, at which the other one is new.
+        self._given = self._given or given
+        self._left = set(found)
+        return found
 
 
-def holders(run: Run, conn: Connection) -> dict[Holder, str]:
-    """All transactions of others that hold a snapshot now, each with a phrase for people. Takes no lock."""
-    ours = [each.info.backend_pid for each in run.server.connections]
-    return {
-        Holder(pid, virtual_id): phrase
-        for pid, virtual_id, phrase in conn.execute(query("snapshots.holders"), {"ours": ours})
-    }
+def pressing(run: Run, conn: Connection, among: dict[Holder, str]) -> bool:
+    """Whether one of these waits for a lock on the table, that is, for us; or DDL, which readers then wait behind."""
+    pids = [holder.pid for holder in among]
+    return bool(scalar(conn, query("snapshots.pressing"), {"oid": run.table.oid, "pids": pids}))
 
 
-def remaining(run: Run, conn: Connection, before: dict[Holder, str]) -> dict[Holder, str]:
-    """Those of `before` that hold one still."""
-    now = holders(run, conn)
-    return {holder: now[holder] for holder in before if holder in now}
-
-
-def blocked(run: Run, conn: Connection, among: dict[Holder, str]) -> bool:
-    """Whether one of these waits for a lock on the table, that is, for us."""
-    waiting = {row[0] for row in conn.execute(query("snapshots.waiting_for"), {"oid": run.table.oid})}
-    return any(holder.pid in waiting for holder in among)
+def circle(run: Run, conn: Connection) -> bool:
+    """Whether somebody whom a stronger lock would have to wait for waits for this session."""
+    return bool(scalar(conn, query("snapshots.circle"), {"oid": run.table.oid}))

@@ -41,6 +41,11 @@ class Status:
         """Whether a session works on it."""
         return self.state in ("running", "ready")
 
+    @property
+    def swapped(self) -> bool:
+        """Whether the table has its new files, so that what is left is to be removed, not to be gone on with."""
+        return self.phase == Phase.CLEANING.label
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:

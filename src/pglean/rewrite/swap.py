@@ -24,11 +24,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from psycopg import errors as pg
 
-from pglean.errors import PgleanError
-from pglean.locks import Hold, Mode, OverBudget, Patience, lock_shadow, locked, raise_lock
+from pglean.errors import LockNotObtained, PgleanError
+from pglean.locks import Hold, Mode, OverBudget, Patience, Policy, blockers_of, lock_shadow, locked, raise_lock
 from pglean.rewrite import job as jobs
 from pglean.rewrite import refresh, snapshots
 from pglean.rewrite.job import SCHEMA
@@ -86,23 +87,56 @@ def _settle(run: Run, conn: Connection, hold: Hold) -> int:
 
     def refresh_elsewhere(worker: Connection, _: str) -> None:
         nonlocal consumed
-        with run.step(worker, repeatable=True):
-            # The session that holds the lock is idle meanwhile, which must end before the server ends that.
-            limit = Hold(worker, int(_SHARE * hold.left_ms))
-            consumed = refresh.within(run, worker, refresh.waiting(worker, run), limit)
+        consumed = _refresh_beside(run, worker, hold)
 
     run.workers.one(refresh_elsewhere)
+    older = snapshots.Older(run, conn)
     run.reach("swap: before the older snapshots are gone")
-    left = snapshots.holders(run, conn)
-    while left := snapshots.remaining(run, conn, left):
+    while left := older.left():
         hold.limit()
-        if snapshots.blocked(run, conn, left):
-            raise OverBudget("A writer came while older snapshots were waited for.")
+        if snapshots.pressing(run, conn, left):
+            raise OverBudget("Somebody came for the table while older snapshots were waited for.")
         run.server.rest(_LOOK_S)
         if hold.left_ms < (1 - _SHARE) * run.job.options.max_lock_ms:
             raise OverBudget(f"Older snapshots are held by {', '.join(left.values())}.")
-    raise_lock(conn, run.table, hold, run.job.options.lock_timeout_ms)
+    _raise(run, conn, hold)
     return consumed
+
+
+def _refresh_beside(run: Run, worker: Connection, hold: Hold) -> int:
+    """Take over the rest of the records and commit, while `hold` keeps writers away; returns how many.
+
+    One attempt: where somebody's request for the table keeps `worker` waiting, it waits for `hold`, and readers for it.
+    """
+    policy = replace(Policy.of(run.job.options), wait_timeout_s=0, kill_backend=False)
+    impatient = Patience(run.server, policy, lambda _: None)
+    try:
+        with locked(run.server, worker, run.table, Mode.ACCESS_SHARE, impatient, repeatable=True):
+            run.check(worker)
+            # The session that holds the lock is idle meanwhile, which must end before the server ends that.
+            limit = Hold(worker, max(int(_SHARE * hold.left_ms), 1))
+            return refresh.within(run, worker, refresh.waiting(worker, run), limit)
+    except LockNotObtained as error:
+        raise OverBudget("Somebody came for the table while the last changes were taken over.") from error
+
+
+def _raise(run: Run, conn: Connection, hold: Hold) -> None:
+    """To ACCESS EXCLUSIVE. Raises `OverBudget` where somebody still reads the table, and says who."""
+    hold.limit()
+    if snapshots.circle(run, conn):
+        # The server would notice after deadlock_timeout, and he would be the victim.
+        raise OverBudget("Somebody who has read the table waits to write to it.")
+    # Whoever comes to wait for us from now on does not look for a deadlock before that time.
+    limit_ms = int(_SHARE * int(scalar(conn, query("snapshots.deadlock_timeout"))))
+    try:
+        raise_lock(conn, run.table, hold, max(min(run.job.options.lock_timeout_ms, limit_ms), 1))
+    except pg.LockNotAvailable as error:
+        # The lock is gone with the transaction, but that can ask nothing any more.
+        phrases: list[str] = []
+        run.workers.one(
+            lambda worker, _: phrases.extend(blockers_of(worker, run.table.oid, Mode.ACCESS_EXCLUSIVE)),
+        )
+        raise OverBudget(f"The table was locked by {', '.join(phrases) or 'another session'}.") from error
 
 
 def _exchange(run: Run, conn: Connection, hold: Hold) -> int:

@@ -16,3 +16,7 @@ SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespa
 
 -- name: types
 SELECT atttypid FROM pg_attribute WHERE attrelid = %(changes)s::regclass AND attnum > 0 ORDER BY attnum
+
+-- name: bodies
+SELECT p.proname, p.prosrc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE n.nspname = 'pglean' AND p.proname = ANY (%(functions)s)
