@@ -115,6 +115,7 @@ class Database:
         Raises `UsageError` where there is no such run, or it is over; else what `repack` raises.
         """
         with _told(self.server):
+            self._check_primary()
             return pipeline.resume(self.server, job, on_progress)
 
     def pause(self, job: int, *, wait_s: float = 3600.0) -> None:
@@ -123,6 +124,7 @@ class Database:
         Raises `UsageError` where nobody works on it, `LockNotObtained` where it goes on for longer than `wait_s`.
         """
         with _told(self.server):
+            self._check_primary()
             steering.pause(self.server, job, wait_s)
 
     def swap(self, job: int) -> None:
@@ -131,6 +133,7 @@ class Database:
         Raises `UsageError` where nobody works on it.
         """
         with _told(self.server):
+            self._check_primary()
             steering.swap(self.server, job)
 
     def abort(self, job: int, *, wait_s: float = 60.0) -> tuple[str, list[str]]:
@@ -141,12 +144,13 @@ class Database:
         Raises `UsageError` where there is no such run, `LockNotObtained` where its process does not react.
         """
         with _told(self.server):
+            self._check_primary()
             return steering.abort(self.server, job, wait_s)
 
     def status(self) -> list[Status]:
         """Runs that are not over: in progress, paused, interrupted, or with something left. Takes no lock."""
         with _told(self.server), self.server.connect("status") as conn:
-            return runs.unfinished(conn)
+            return runs.with_sizes(conn, runs.unfinished(conn))
 
     def log(self, limit: int = 50) -> list[Finished]:
         """The latest runs that are over, newest first. Takes no lock."""
@@ -160,6 +164,7 @@ class Database:
         Locks: ACCESS EXCLUSIVE for a moment on a table that still has triggers of ours.
         """
         policy = Policy.of(options or Options())
+        self._check_primary()
         with _told(self.server), self.server.connect("cleanup") as conn:
             patience = Patience(self.server, policy, lambda _: None)
             return _cleanup.sweep(
@@ -171,6 +176,7 @@ class Database:
 
         Raises `PgleanError` where a run is not over, `LockNotObtained` where somebody has its tables locked.
         """
+        self._check_primary()
         with _told(self.server), self.server.connect("uninstall") as conn:
             if left := runs.unfinished(conn):
                 raise PgleanError(
@@ -180,6 +186,13 @@ class Database:
                     " `pglean abort` those that are paused.",
                 )
             return schema.drop(conn)
+
+    def _check_primary(self) -> None:
+        if self.server.capabilities.in_recovery:
+            raise UsageError(
+                "the server is a standby",
+                hint="Connect to its primary: what stands here is that one's, only to be read.",
+            )
 
     def _oid(self, table: str) -> int:
         with self.server.connect("preflight") as conn:

@@ -191,6 +191,15 @@ class Patience:
     def _waited_s(self) -> float:
         return time.monotonic() - self._started
 
+    @contextlib.contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """What is done in the block is no waiting: nobody is to be cancelled for how long it takes."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - began
+
     def pause(self, table: Named, mode: Mode, reason: str, blockers: tuple[Blocker, ...]) -> None:
         """Wait before the next attempt, with no lock and no transaction.
 
@@ -376,7 +385,8 @@ def locked(
             patience.escalate(conn, table, mode)
             patience.pause(table, mode, "The lock was not to be had.", blockers)
             if between is not None:
-                between()
+                with patience.elsewhere():
+                    between()
             continue
         break
     taken = time.monotonic()

@@ -373,7 +373,7 @@ def translate(error: BaseException) -> PgleanError:
             return ConnectionLost(
                 "connection to the server was lost",
                 detail=message,
-                hint="Look at the server's log; then run `pglean status` and `pglean cleanup`.",
+                hint="Look at the server's log; `pglean status` lists what can be gone on with by `pglean resume`.",
             )
         if isinstance(error, psycopg.errors.DiskFull):
             return DiskFull(message, detail=diag.message_detail, hint="Make room on the server's disk.")

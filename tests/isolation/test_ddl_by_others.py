@@ -14,9 +14,12 @@ import pytest
 from psycopg import sql
 
 import pglean
+from pglean import pausepoint
 from pglean.embedded import EmbeddedServer
 from pglean.errors import LockNotObtained, PgleanError, TableChanged
 from pglean.result import Result
+from pglean.rewrite import job as jobs
+from pglean.rewrite import ready
 from tests.servers import Database
 from tests.support import oracle
 from tests.support.play import Background, Play, at
@@ -31,6 +34,12 @@ PHASES = {
     "ready": None,
     "swapping": "swap: before the lock",
 }
+
+
+@pytest.fixture(autouse=True)
+def lively(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goes round more often than once a second."""
+    monkeypatch.setattr(ready, "_SYNC_S", 0.05)
 
 
 def repack_while(play: Play, phase: str, act: Callable[[], None], **options: Any) -> Result:
@@ -442,12 +451,52 @@ def test_change_that_ends_the_run(play: Play, case: str, phase: str) -> None:
 
 @pytest.mark.parametrize("phase", ["indexing", "ready", "swapping"])
 def test_triggers_switched_off_for_good(play: Play, phase: str) -> None:
-    """Nothing is recorded any more; with them off, no run can come to its end, and the table is left in peace."""
+    """Nothing was recorded since: the run begins again, with triggers of its own."""
 
     def switch_off() -> None:
         play.db.execute("ALTER TABLE t DISABLE TRIGGER ALL")
         write(play)
 
-    with contextlib.suppress(TableChanged):
-        repack_while(play, phase, switch_off)
+    repack_while(play, phase, switch_off)
+    play.check()
+
+
+# ---- who waits for whom
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["twins", "late-index"])
+def test_nobody_waits_for_the_run(play: Play, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, in and after each build, also of an index made late, and between all steps: DDL gets its lock at once.
+
+    The run stands still meanwhile. (In a chunk, a refresh and a verification it holds ACCESS SHARE.)
+    """
+    conn = play.db.connect()
+    conn.execute("SET lock_timeout = '1s'")
+    count = 0
+
+    def alter() -> None:
+        nonlocal count
+        count += 1
+        conn.execute("ALTER TABLE t ALTER grp SET DEFAULT 0")
+
+    def make() -> None:
+        if late:
+            execute(play, "CREATE INDEX late ON t (v)")
+
+    record = jobs.record_built
+
+    def record_built(*args: Any) -> None:
+        # In the transaction of the build.
+        alter()
+        record(*args)
+
+    monkeypatch.setattr(jobs, "record_built", record_built)
+    with contextlib.ExitStack() as stack:
+        for point in ("capture: prepared", "copy: before a chunk", "index: before a build", "index: after a build"):
+            stack.enter_context(pausepoint.intercept(point, alter))
+        for point in ("refresh: before a round", "phase: catching up", "phase: ready", "swap: before the lock"):
+            stack.enter_context(pausepoint.intercept(point, alter))
+        stack.enter_context(at("phase: verifying", make))
+        play.repack()
+    assert count > 10
     play.check()

@@ -14,8 +14,10 @@
   our rights. (The fingerprint ends such a run.) plpgsql does not look at a statement before it gets there.
 * Keys are recorded without their domain: no domain's check runs with our rights, ALTER DOMAIN is not in the way.
 
-Identity: OID and xmin of each pg_trigger row. ALTER TABLE … DISABLE TRIGGER and ENABLE again leaves everything as
-it was, except the xmin.
+Identity: OID and xmin of the rows of each trigger, of its function, and of each key column. ALTER TABLE … DISABLE
+TRIGGER and ENABLE again leaves everything as it was, except the xmin; so does renaming columns, or giving one another
+type, there and back in one transaction, in which what is written is recorded wrongly, or not at all. (What else changes
+the row of a key column, such as SET STATISTICS, makes the run begin again.)
 """
 
 from __future__ import annotations
@@ -148,22 +150,33 @@ class TriggerCapture:
                 "functions": [f"capture_{self._job_id}_{event}" for event in EVENTS],
             },
         )
-        return [list(row) for row in rows]
+        columns = conn.execute(
+            query("capture.key_columns"),
+            {"oid": self._table.oid, "numbers": [column.number for column in self._key]},
+        )
+        return {"triggers": [list(row) for row in rows], "key": [list(row) for row in columns]}
 
     def check(self, conn: Connection, identity: Any) -> None:
-        if self._identity(conn) != identity:
+        found = self._identity(conn)
+        if found == identity:
+            return
+        if found["triggers"] == identity["triggers"]:
             raise CaptureGap(
-                f"the triggers of pglean on {self._table.qualified_name} were changed by another session",
-                detail="What was written while they were off (ALTER TABLE … DISABLE TRIGGER) was not recorded.",
-                hint="Run pglean again when the bulk load is over.",
+                f"a key column of {self._table.qualified_name} was changed by another session",
+                detail="What was written while it had another name or type was not recorded.",
             )
+        raise CaptureGap(
+            f"the triggers of pglean on {self._table.qualified_name} were changed by another session",
+            detail="What was written while they were off (ALTER TABLE … DISABLE TRIGGER) was not recorded.",
+            hint="Run pglean again when the bulk load is over.",
+        )
 
     def switch_off(self, conn: Connection) -> None:
-        for name, *_ in self._identity(conn):
+        for name, *_ in self._identity(conn)["triggers"]:
             conn.execute(sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(name), relation(self._table)))
 
     def is_on(self, conn: Connection) -> bool:
-        return bool(self._identity(conn))
+        return bool(self._identity(conn)["triggers"])
 
     def fits(self, conn: Connection) -> bool:
         # The text names the columns, in the order of the change table's.

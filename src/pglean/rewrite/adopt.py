@@ -55,7 +55,9 @@ def revive(run: Run) -> str:
 
     Its key may be another since the run began, without any index being so: one of several was made the primary key, or
     the replica identity. What was recorded are values of the old one.
+    Raises `CaptureGap` as well; what holds here is looked at again, under a lock, by every step.
     """
+    run.capture.check(run.control, run.capture_identity)
     if run.table.key is None or not run.capture.fits(run.control):
         raise _other_key(run.table)
     if catalog.fingerprint(run.control, run.table.oid) == run.job.fingerprint:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import psycopg
 
-from pglean.errors import PgleanError
+from pglean.errors import ConnectionLost, PgleanError
 from pglean.locks import Mode, OverBudget, Patience, Policy, locked
 from pglean.rewrite import refresh
 from pglean.rewrite.run import Run
@@ -85,6 +85,8 @@ def once(run: Run) -> None:
     refresh.round_(run)
     if refresh.vacuum_pays(run):
         refresh.vacuum_changes(run)
+    if refresh.bloats(run):
+        freeze(run)
 
 
 def drain(run: Run) -> Flow:
@@ -137,11 +139,17 @@ class Brake:
         slice_s = run.job.options.max_lock_ms / 1000 / 4
         policy = replace(Policy.of(run.job.options), wait_timeout_s=0, kill_backend=False)
         while not self._stop.is_set():
+            if run.gate.reason:
+                # Nothing is taken over meanwhile: writers would be paused for nothing.
+                self._stop.wait(slice_s)
+                continue
             with contextlib.suppress(OverBudget, PgleanError, psycopg.Error):
                 patience = Patience(run.server, policy, lambda _: None)
                 with locked(run.server, self._conn, run.table, Mode.SHARE_ROW_EXCLUSIVE, patience):
                     self._stop.wait(slice_s)
             if self._conn.closed:
+                # Without it the run might never end.
+                run.server.abort(ConnectionLost("connection to the server was lost", detail="It paused writers."))
                 return
             self._stop.wait(slice_s * (1 - self._share) / self._share)
 

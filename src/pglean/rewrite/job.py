@@ -154,7 +154,7 @@ def check_current(conn: Connection, job: Job) -> None:
     """Raise `TakenOver` where another session goes on with the run; if not, it cannot before the transaction ends."""
     parameters = {"namespace": _NAMESPACE, "key": _epoch_key(job.id, job.epoch), "job": job.id, "epoch": job.epoch}
     if not scalar(conn, query("job.current"), parameters):
-        raise TakenOver(f"another session has gone on with run {job.id}")
+        raise _taken_over(job)
 
 
 def is_ours(conn: Connection, job: Job) -> bool:
@@ -187,15 +187,28 @@ def command(conn: Connection, job_id: int) -> str | None:
     return asked
 
 
-def enter(conn: Connection, job_id: int, phase: Phase) -> None:
+def enter(conn: Connection, job: Job, phase: Phase) -> None:
     """Persist that the run is in `phase`, in the caller's transaction if there is one.
 
-    Raises `PgleanError` where the transition table does not know the step: a bug, better found before it commits.
+    Raises `TakenOver` where the run is not this session's any more, `PgleanError` where the transition table does not
+    know the step: a bug, better found before it commits.
     """
-    before = phase_of(conn, job_id)
-    if before is None or (phase is not before and phase not in FOLLOWS[before]):
-        raise PgleanError(f"run {job_id} cannot go from {before!r} to {phase!r}")
-    conn.execute(query("job.enter"), {"job": job_id, "phase": int(phase)})
+    before = [int(earlier) for earlier, following in FOLLOWS.items() if earlier is phase or phase in following]
+    parameters = {"job": job.id, "epoch": job.epoch, "phase": int(phase), "before": before}
+    if conn.execute(query("job.enter"), parameters).rowcount != 1:
+        if not is_ours(conn, job):
+            raise _taken_over(job)
+        raise PgleanError(f"run {job.id} cannot go from {phase_of(conn, job.id)!r} to {phase!r}")
+
+
+def lock_ours(conn: Connection, job: Job) -> None:
+    """Until the end of the open transaction nobody else ends the run, or goes on with it. Raises `TakenOver`."""
+    if conn.execute(query("job.lock_ours"), {"job": job.id, "epoch": job.epoch}).fetchone() is None:
+        raise _taken_over(job)
+
+
+def _taken_over(job: Job) -> TakenOver:
+    return TakenOver(f"another session has gone on with run {job.id}, or ended it")
 
 
 def phase_of(conn: Connection, job_id: int) -> Phase | None:
@@ -210,9 +223,9 @@ def state_of(conn: Connection, job_id: int) -> str | None:
     return value
 
 
-def beat(conn: Connection, job_id: int, progress: dict[str, Any]) -> None:
+def beat(conn: Connection, job: Job, progress: dict[str, Any]) -> None:
     """Persist the heartbeat with the latest progress."""
-    conn.execute(query("job.beat"), {"job": job_id, "progress": _json(progress)})
+    conn.execute(query("job.beat"), {"job": job.id, "epoch": job.epoch, "progress": _json(progress)})
 
 
 def record_capture(conn: Connection, job_id: int, identity: Any, blocks: int) -> None:

@@ -19,7 +19,7 @@ from psycopg import errors as pg
 
 from pglean import catalog, disk
 from pglean.capture.trigger import TriggerCapture
-from pglean.errors import CaptureGap, Finding, IndexesChanged, LockNotObtained, Refused, UsageError
+from pglean.errors import CaptureGap, Finding, IndexesChanged, LockNotObtained, Refused, TableChanged, UsageError
 from pglean.locks import Mode, OverBudget, Patience, claim, claimed, locked, patiently, release
 from pglean.options import Options
 from pglean.progress import Callback, Progress, Reporter
@@ -77,6 +77,8 @@ def _capture(run: Run) -> None:
 
     def prepare() -> None:
         with transaction(conn):
+            # Nobody may end the run in the middle of this: what is made after that would never be found again.
+            jobs.lock_ours(conn, run.job)
             run.capture.prepare(conn)
             shadow.create(conn, run.job)
             indexes.create(conn, run.job)
@@ -92,7 +94,7 @@ def _capture(run: Run) -> None:
                 # Read while no writer is under way: whatever is added behind this block is recorded.
                 run.blocks = catalog.blocks(conn, run.table.oid)
                 jobs.record_capture(conn, run.job.id, run.capture_identity, run.blocks)
-                jobs.enter(conn, run.job.id, Phase.COPYING)
+                jobs.enter(conn, run.job, Phase.COPYING)
                 run.reach("capture: before the commit")
         except OverBudget as error:
             patience.pause(run.table, Mode.SHARE_ROW_EXCLUSIVE, str(error), ())
@@ -128,7 +130,8 @@ def _swap(run: Run) -> None:
         except OverBudget as error:
             patience.pause(run.table, Mode.ACCESS_EXCLUSIVE, str(error), ())
             ready.check_window(run)
-            catchup.drain(run)
+            with patience.elsewhere():
+                catchup.drain(run)
             continue
         return
 
@@ -233,15 +236,20 @@ def _space_warnings(conn: Connection, plan: Plan) -> Iterator[Finding]:
             )
 
 
-def repack(server: Server, oid: int, options: Options, on_progress: Callback | None = None) -> Result:
+def repack(
+    server: Server, oid: int, options: Options, on_progress: Callback | None = None, *, only: int | None = None
+) -> Result:
     """Rewrite one table online; a run on it that was interrupted or kept is gone on with.
+
+    With `only`, that run is all that was asked for: where it cannot be gone on with because the table is another now,
+    it is undone, and no other is begun.
 
     Locks taken on it: ACCESS SHARE per chunk and refresh; SHARE ROW EXCLUSIVE and ACCESS EXCLUSIVE for a moment each.
     Raises the errors of `pglean.errors`, which say what has become of the run (`ending`).
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return _repack(server, oid, options, on_progress)
+            return _repack(server, oid, options, on_progress, only)
         except (CaptureGap, IndexesChanged) as gap:
             # What was copied is worth nothing; what remains to be done is the same as before.
             if attempt == _ATTEMPTS:
@@ -264,21 +272,27 @@ def resume(server: Server, job_id: int, on_progress: Callback | None = None) -> 
                 hint="`pglean status` lists those that are not over, `pglean log` the others.",
             )
         if stored.phase.swapped:
-            _finish(server, conn, stored.relation)
+            _finish(server, conn, job_id)
             return None
-    return repack(server, stored.relation, stored.options, on_progress)
+        if stored.state == "remains":
+            raise UsageError(
+                f"run {job_id} was undone, but for what could not be removed", hint="Run `pglean cleanup`."
+            )
+    return repack(server, stored.relation, stored.options, on_progress, only=job_id)
 
 
-def _finish(server: Server, conn: Connection, oid: int) -> None:
-    patience = ending.patience(server, Options())
-    for status, remains in cleanup.sweep(server, conn, patience, lambda run: run.relation == oid):
+def _finish(server: Server, conn: Connection, job_id: int) -> None:
+    swept = cleanup.sweep(server, conn, ending.patience(server, Options()), lambda run: run.id == job_id)
+    if not swept and jobs.state_of(conn, job_id) not in ("done", "undone"):
+        raise LockNotObtained(f"a session still works on run {job_id}", hint="See `pglean status`.")
+    for status, remains in swept:
         if remains:
             raise LockNotObtained(
                 f"could not remove all that run {status.id} needed", detail=f"Still there: {'; '.join(remains)}."
             )
 
 
-def _repack(server: Server, oid: int, options: Options, on_progress: Callback | None) -> Result:
+def _repack(server: Server, oid: int, options: Options, on_progress: Callback | None, only: int | None) -> Result:
     started = time.monotonic()
     with server.connect("watch") as keeper, server.connect("run") as control:
         plan = _plan(server, keeper, oid, options, busy=not claim(keeper, oid))
@@ -286,7 +300,7 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
         space = disk.of_table(control, plan.table)
         sizes_before = _sizes(server, control, oid, ending.patience(server, options))
         wal_before = int(scalar(control, query("report.wal_bytes")))
-        job, first, capture, blocks = _begin(server, keeper, control, plan, on_progress)
+        job, first, capture, blocks = _begin(server, keeper, control, plan, on_progress, only)
         reporter = Reporter(job.id, job.table.qualified_name, on_progress)
         for warning in plan.warnings:
             reporter.message(f"warning: {warning}")
@@ -324,7 +338,12 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
 
 
 def _begin(
-    server: Server, keeper: Connection, control: Connection, plan: Plan, on_progress: Callback | None
+    server: Server,
+    keeper: Connection,
+    control: Connection,
+    plan: Plan,
+    on_progress: Callback | None,
+    only: int | None,
 ) -> tuple[jobs.Job, Phase, object, int]:
     """A new run, or the one that is there already: the job, its first phase, its capture, the blocks to be copied.
 
@@ -336,6 +355,7 @@ def _begin(
         if on_progress is not None:
             on_progress(Progress(0, table.qualified_name, "planned", message=text))
 
+    changed: list[str] = []
     found = jobs.resumable(control, table.oid)
     if found is not None and (stored := jobs.load(control, found)) is not None:
         changed = catalog.changed_parts(stored.fingerprint, plan.fingerprint)
@@ -352,6 +372,12 @@ def _begin(
             tell(f"run {found} is undone, for the table was changed since ({', '.join(changed)})")
     patience = ending.patience(server, plan.options)
     cleanup.sweep(server, keeper, patience, lambda run: run.relation == table.oid)
+    if found is not None and found == only and changed:
+        raise TableChanged(
+            f"run {found} cannot be gone on with: its table was changed since, or is another now",
+            detail=f"Changed: {', '.join(changed)}.",
+            hint="What it had done is undone; `pglean repack` begins anew.",
+        )
     return jobs.create(control, table, plan.options, plan.fingerprint, __version__), Phase.CAPTURING, None, 0
 
 
@@ -414,7 +440,7 @@ def _revive(run: Run, first: Phase) -> Phase:
 def _take(run: Run, step: Step) -> int:
     """Do a step; returns the position of the one that comes next."""
     if step.phase is not Phase.CLEANING:
-        jobs.enter(run.control, run.job.id, step.phase)
+        jobs.enter(run.control, run.job, step.phase)
     run.reporter.phase(step.phase.label)
     run.reach(f"phase: {step.phase.label}")
     try:

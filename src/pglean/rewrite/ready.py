@@ -56,7 +56,8 @@ def wait_for_indexes(run: Run, patience: Patience) -> None:
         reason = f"Index {', '.join(building)} is invalid, or being built by another session."
         patience.pause(run.table, Mode.ACCESS_EXCLUSIVE, reason, ())
         check_window(run)
-        catchup.once(run)
+        with patience.elsewhere():
+            catchup.once(run)
 
 
 def wait_for_snapshots(run: Run, patience: Patience) -> None:
@@ -72,4 +73,5 @@ def wait_for_snapshots(run: Run, patience: Patience) -> None:
         blockers = tuple(Blocker(phrase) for phrase in left.values())
         patience.pause(run.table, Mode.ACCESS_EXCLUSIVE, "Older snapshots are held.", blockers)
         check_window(run)
-        catchup.once(run)
+        with patience.elsewhere():
+            catchup.once(run)

@@ -43,6 +43,8 @@ _SHARED_FROM = 2_000
 _SHARE_RECORDS = 100_000
 #: The change table is vacuumed once so many dead records would be read again by each round.
 _VACUUM_FROM = 50_000
+#: Share of the shadow's rows that may be dead, as autovacuum has it.
+_BLOAT = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ def round_(run: Run, *, then: partial[None] | None = None, alone: bool = False) 
     run.purpose(run.control, "refresh")
     done = run.again(partial(_round, run, then, alone))
     run.unvacuumed += done.records
+    run.replaced += done.records
     run.reporter.applied(done.records, 0)
     return done
 
@@ -171,6 +174,11 @@ def vacuum_changes(run: Run) -> None:
     """Make the space of consumed records usable again. Without truncation, which would lock writers out."""
     run.control.execute(sql.SQL("VACUUM (TRUNCATE false) {}").format(run.job.changes))
     run.unvacuumed = 0
+
+
+def bloats(run: Run) -> bool:
+    """Whether so many rows of the shadow were replaced that it would come out of the run as the table went in."""
+    return run.replaced >= max(_VACUUM_FROM, _BLOAT * (run.table.estimated_rows or 0))
 
 
 def vacuum_pays(run: Run) -> bool:

@@ -18,7 +18,7 @@ from psycopg import errors as pg
 from pglean import pausepoint
 from pglean.capture import ChangeCapture
 from pglean.catalog import check_fingerprint
-from pglean.errors import PgleanError
+from pglean.errors import Paused, PgleanError
 from pglean.locks import Mode, Patience, Policy, locked
 from pglean.progress import Reporter
 from pglean.rewrite import job as jobs
@@ -87,7 +87,11 @@ class Workers:
                 except PgleanError as pause:
                     postponed.append(pause)
                     return
-                task(conn, f"w{number}", item)
+                try:
+                    task(conn, f"w{number}", item)
+                except Paused as pause:
+                    # It had begun nothing: it stood at the gate.
+                    postponed.append(pause)
             finally:
                 self._idle.put((number, conn))
 
@@ -162,6 +166,8 @@ class Run:
     exclusive_lock_ms: float = 0.0
     #: Records consumed since the change table was last vacuumed.
     unvacuumed: int = 0
+    #: Records consumed since the shadow was last vacuumed: about so many dead rows are in it.
+    replaced: int = 0
     #: Rows in the table, as counted by the copy or by the verification.
     rows: int = 0
     #: Closed while the throttle wants no more work to begin.
@@ -256,7 +262,7 @@ class Run:
         idle = self.control.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         if idle and now - self._beat >= _HEARTBEAT_S:
             self._beat = now
-            jobs.beat(self.control, self.job.id, asdict(self.reporter.state))
+            jobs.beat(self.control, self.job, asdict(self.reporter.state))
 
     def workers_to_spare(self, conn: Connection) -> bool:
         """Whether more than one worker may be busy: not where that gains little and takes it from an application.

@@ -32,7 +32,14 @@ def version(conn: Connection) -> int | None:
             "permission denied for schema pglean",
             hint="Connect as a superuser (-U).",
         )
-    return int(scalar(conn, "SELECT pg_catalog.max(version) FROM pglean.version"))
+    found = scalar(conn, "SELECT pg_catalog.max(version) FROM pglean.version")
+    if found is None:
+        raise PgleanError(
+            "the schema pglean has lost what stood in it",
+            detail="So it is after a dump of definitions alone was restored.",
+            hint="DROP SCHEMA pglean CASCADE; removes it, with the triggers that a run had made.",
+        )
+    return int(found)
 
 
 def present(conn: Connection) -> bool:

@@ -145,12 +145,13 @@ def vacuum(run: Run, conn: Connection) -> None:
     # and VACUUM takes no such page for all-visible: a single synchronous commit brings all before it to the disk.
     with transaction(conn):
         conn.execute("SET LOCAL synchronous_commit = local")
-        jobs.beat(conn, run.job.id, asdict(run.reporter.state))
+        jobs.beat(conn, run.job, asdict(run.reporter.state))
     # Where others want the processors: without helpers, and with rests of the server's own.
     parallel = sql.SQL(", PARALLEL 0" if run.crowded else "")
     conn.execute(sql.SQL("SET vacuum_cost_delay = {}").format(sql.Literal(_REST_MS if run.crowded else 0)))
     conn.execute(sql.SQL("SET vacuum_cost_limit = {}").format(sql.Literal(_REST_AFTER)))
     conn.execute(sql.SQL("VACUUM (FREEZE, TRUNCATE false{}) {}").format(parallel, run.job.shadow))
+    run.replaced = 0
 
 
 def freeze(run: Run) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
+
+from psycopg import errors as pg
 
 from pglean.rewrite import schema
 from pglean.rewrite.phase import Phase
@@ -22,19 +24,20 @@ class Status:
     relation: int
     phase: str
     #: running; ready (kept in sync, and waits); paused (kept, nobody works on it); interrupted (its client is gone);
-    #: remains (over, but something of it could not be removed).
+    #: remains (over, but something of it could not be removed); unknown (seen from a standby).
     state: str
     progress: dict[str, Any]
     #: Seconds since the run began and since its last heartbeat.
     elapsed_s: float
     heartbeat_s: float
-    #: What the run costs meanwhile: the table of recorded changes, which grows until they are taken over, and the copy.
-    changes_bytes: int
-    shadow_bytes: int
     #: What it was asked for and has not done yet: pause, swap, abort.
     command: str | None
     #: Why it was kept, or what remains.
     error: str | None
+    #: What the run costs meanwhile: the table of recorded changes, which grows until they are taken over, and the copy.
+    #: Zero where that was not asked for.
+    changes_bytes: int = 0
+    shadow_bytes: int = 0
 
     @property
     def alive(self) -> bool:
@@ -82,13 +85,30 @@ def unfinished(conn: Connection) -> list[Status]:
             progress=row[6] or {},
             elapsed_s=float(row[7]),
             heartbeat_s=float(row[8]),
-            changes_bytes=row[9],
-            shadow_bytes=row[10],
-            command=row[11],
-            error=row[12],
+            command=row[9],
+            error=row[10],
         )
         for row in conn.execute(query("status.unfinished"))
     ]
+
+
+def with_sizes(conn: Connection, runs: list[Status]) -> list[Status]:
+    """The same with what they cost. Waits for no lock for long: while an index is being built, its file tells."""
+    conn.execute("SET lock_timeout = '100ms'")
+    try:
+        return [_with_sizes(conn, run) for run in runs]
+    finally:
+        conn.execute("SET lock_timeout = 0")
+
+
+def _with_sizes(conn: Connection, run: Status) -> Status:
+    parameters = {"job": str(run.id)}
+    try:
+        row = conn.execute(query("status.sizes"), parameters).fetchone()
+    except pg.LockNotAvailable:
+        row = conn.execute(query("status.sizes_of_files"), parameters).fetchone()
+    assert row is not None
+    return replace(run, changes_bytes=row[0], shadow_bytes=row[1])
 
 
 def history(conn: Connection, limit: int) -> list[Finished]:

@@ -49,6 +49,10 @@ def pause(server: Server, job_id: int, wait_s: float) -> None:
                 hint=f"`pglean resume {job_id}` continues, `pglean abort {job_id}` undoes it.",
             )
         _wait(server, conn, job_id, wait_s)
+        if _find(conn, job_id) is None:
+            raise UsageError(
+                f"run {job_id} has come to its end: {jobs.state_of(conn, job_id)}", hint="See `pglean log`."
+            )
 
 
 def swap(server: Server, job_id: int) -> None:

@@ -167,7 +167,7 @@ def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
     _exchange_toast(conn, parameters)
     hold.limit()
     run.capture.switch_off(conn)
-    jobs.enter(conn, run.job.id, Phase.CLEANING)
+    jobs.enter(conn, run.job, Phase.CLEANING)
     run.reach("swap: before the commit")
     return consumed
 

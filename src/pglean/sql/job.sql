@@ -7,10 +7,11 @@ RETURNING id
 SELECT phase FROM pglean.job WHERE id = %(job)s
 
 -- name: enter
-UPDATE pglean.job SET phase = %(phase)s, heartbeat_at = clock_timestamp() WHERE id = %(job)s
+UPDATE pglean.job SET phase = %(phase)s, heartbeat_at = clock_timestamp()
+ WHERE id = %(job)s AND epoch = %(epoch)s AND state = 'running' AND phase = ANY (%(before)s::smallint[])
 
 -- name: beat
-UPDATE pglean.job SET heartbeat_at = clock_timestamp(), progress = %(progress)s WHERE id = %(job)s
+UPDATE pglean.job SET heartbeat_at = clock_timestamp(), progress = %(progress)s WHERE id = %(job)s AND epoch = %(epoch)s
 
 -- name: capture
 UPDATE pglean.job SET capture = %(capture)s, blocks = %(blocks)s WHERE id = %(job)s
@@ -93,6 +94,10 @@ DELETE FROM pglean.twin WHERE job = %(job)s AND index_oid = %(index)s
 -- name: ours
 -- Whether the run is still as the session of this epoch has left it.
 SELECT EXISTS (SELECT FROM pglean.job WHERE id = %(job)s AND epoch = %(epoch)s AND state = 'running')
+
+-- name: lock_ours
+-- Until the end of the transaction nobody else ends the run, or goes on with it.
+SELECT FROM pglean.job WHERE id = %(job)s AND epoch = %(epoch)s AND state = 'running' FOR UPDATE
 
 -- name: current
 -- Whether a session's work counts still; until the end of its transaction, nobody can go on with the run in its place.
