@@ -15,6 +15,7 @@ from typing import Any
 from pglean import catalog
 from pglean.catalog import Fingerprint
 from pglean.errors import TableChanged
+from pglean.locks import patiently
 from pglean.rewrite import checks, indexes
 from pglean.rewrite import job as jobs
 from pglean.rewrite.run import Run
@@ -38,7 +39,8 @@ def take_up(run: Run) -> str:
     if found is None or catalog.changed_parts(old, found) not in ([], ["indexes"]):
         catalog.check_fingerprint(conn, run.table, old)
         raise TableChanged(f"table {run.table.qualified_name} was changed by another session")
-    table = catalog.load(conn, run.table.oid)
+    oid = run.table.oid
+    table = patiently(run.server, conn, oid, run.patience(), lambda: catalog.load(conn, oid))
     _check(run.table, table)
     before, after = _by_oid(old), _by_oid(found)
     for oid in before:
