@@ -301,7 +301,8 @@ def lock_here(conn: Connection, table: Table, mode: Mode, lock_timeout_ms: int) 
 def raise_lock(conn: Connection, table: Table, hold: Hold, lock_timeout_ms: int) -> None:
     """From SHARE ROW EXCLUSIVE to ACCESS EXCLUSIVE, in the transaction of `hold`.
 
-    A reader who wants to write waits for us, we for him: with a timeout below deadlock_timeout neither is a victim.
+    A reader who asks to write while this request waits for him is the victim of a deadlock, at once: the caller sees to
+    it that there is none who might.
     Raises psycopg's LockNotAvailable, `OverBudget`.
     """
     hold.limit()

@@ -347,6 +347,50 @@ def test_reader_who_then_writes_is_no_victim(play: Play) -> None:
     play.check()
 
 
+def test_reader_who_writes_while_the_lock_is_raised_is_no_victim(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server finds this deadlock as soon as he asks; so it must not come about."""
+    conn = play.db.connect()
+    running: list[Background] = []
+
+    def change() -> None:
+        for name in ("t", "m"):
+            conn.execute(sql.SQL(f"UPDATE {name} SET v = 'late' WHERE id = 7"))  # type: ignore[arg-type, unused-ignore]
+        conn.execute("COMMIT")
+
+    def come_soon() -> None:
+        waits = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted"
+        with contextlib.suppress(AssertionError):
+            oracle.until(lambda: play.db.scalar(waits) == 1, "the stronger lock is asked for", timeout_s=0.3)
+        change()
+
+    with (
+        at(BEFORE_LOCK, lambda: conn.execute("BEGIN; SELECT count(*) FROM t")),  # type: ignore[arg-type]
+        at(SAFE, lambda: running.append(Background(come_soon))),
+    ):
+        play.repack(mvcc_safe=True, lock_timeout_ms=600, max_lock_ms=5000)
+    running[0].result()
+    play.check()
+
+
+def test_readers_without_a_pause(play: Play) -> None:
+    """Single statements, some of them always under way: the lock's queue is what makes them wait."""
+    stop = threading.Event()
+
+    def read() -> None:
+        conn = play.db.connect()
+        while not stop.is_set():
+            conn.execute("SELECT count(*), pg_sleep(0.02) FROM t")
+
+    threads = [Background(read) for _ in range(4)]
+    try:
+        play.repack(mvcc_safe=True)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.result()
+    play.check()
+
+
 def test_whoever_reads_the_table_is_named(play: Play) -> None:
     """A READ COMMITTED transaction has no snapshot in between; that it has read the table is in the way of the lock."""
     conn = play.db.connect()

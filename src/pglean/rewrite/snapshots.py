@@ -84,3 +84,12 @@ def pressing(run: Run, conn: Connection, among: dict[Holder, str]) -> bool:
 def circle(run: Run, conn: Connection) -> bool:
     """Whether somebody whom a stronger lock would have to wait for waits for this session."""
     return bool(scalar(conn, query("snapshots.circle"), {"oid": run.table.oid}))
+
+
+def undecided(run: Run, conn: Connection) -> bool:
+    """Whether somebody has a lock on the table whose transaction is of more than one statement: he may yet write.
+
+    Single statements must be told from them: on a table that is read all the time only the lock's queue stops readers.
+    """
+    conn.execute(query("snapshots.fresh"))
+    return bool(scalar(conn, query("snapshots.undecided"), {"oid": run.table.oid}))

@@ -121,11 +121,21 @@ def _refresh_beside(run: Run, worker: Connection, hold: Hold) -> int:
 
 
 def _raise(run: Run, conn: Connection, hold: Hold) -> None:
-    """To ACCESS EXCLUSIVE. Raises `OverBudget` where somebody still reads the table, and says who."""
+    """To ACCESS EXCLUSIVE. Raises `OverBudget` where somebody still reads the table, and says who.
+
+    Whoever has read the table and asks to write to it while this session, which keeps writers away, waits for him, is
+    told of a deadlock at once, whatever deadlock_timeout says. So nobody is waited for in the lock's queue who has more
+    than one statement to his transaction: of him it is waited for beside it that he ends.
+    """
+    until_ms = hold.left_ms - run.job.options.lock_timeout_ms
+    while snapshots.undecided(run, conn):
+        hold.limit()
+        # He may wait for us already, if not for the table itself.
+        if hold.left_ms < max(until_ms, 1) or snapshots.circle(run, conn):
+            who = ", ".join(blockers_of(conn, run.table.oid, Mode.ACCESS_EXCLUSIVE))
+            raise OverBudget(f"The table was locked by {who or 'another session'}.")
+        run.server.rest(_LOOK_S)
     hold.limit()
-    if snapshots.circle(run, conn):
-        # The server would notice after deadlock_timeout, and he would be the victim.
-        raise OverBudget("Somebody who has read the table waits to write to it.")
     # Whoever comes to wait for us from now on does not look for a deadlock before that time.
     limit_ms = int(_SHARE * int(scalar(conn, query("snapshots.deadlock_timeout"))))
     try:

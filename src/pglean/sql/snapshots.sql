@@ -46,6 +46,15 @@ SELECT EXISTS (SELECT FROM pg_locks
                   AND (pid = ANY (%(pids)s::int[]) OR mode = 'AccessExclusiveLock')
                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 
+-- name: undecided
+-- A statement that is a transaction by itself begins with it, or, in the extended protocol, when it is bound: within a
+-- millisecond. Its helpers do not count.
+SELECT EXISTS (SELECT FROM pg_locks l
+                 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+                WHERE l.locktype = 'relation' AND l.relation = %(oid)s AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  AND (a.state = 'active' AND a.query_start - a.xact_start < interval '1 ms' OR a.leader_pid IS NOT NULL) IS NOT TRUE)
+
 -- name: circle
 -- Whether somebody who has a lock on the table waits, directly or not, for this session: a request that waits for him
 -- would be a deadlock.
