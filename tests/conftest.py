@@ -26,10 +26,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests on servers older than their ``min_version`` before one is started for them."""
+    """Skip tests on servers older than their ``min_version`` before one is started for them; see `newest`."""
     majors = {bindir: major for major, bindir in SERVERS.items()}
     for item in items:
+        if item.get_closest_marker("newest") is not None and isinstance(item, pytest.Function):
+            bindir = getattr(getattr(item, "callspec", None), "params", {}).get("bindir")
+            if bindir is not None and majors.get(bindir) != max(SERVERS):
+                item.add_marker(pytest.mark.slow)
         marker = item.get_closest_marker("min_version")
         if marker is None or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
             continue

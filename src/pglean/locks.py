@@ -436,6 +436,12 @@ def _since_ms(moment: float) -> float:
     return (time.monotonic() - moment) * 1000
 
 
+def wanted(server: Server, conn: Connection, oid: int, waited_ms: int) -> bool:
+    """Whether somebody else has been waiting for so long for a lock on the relation that keeps everybody away."""
+    ours = [each.info.backend_pid for each in server.connections]
+    return bool(scalar(conn, query("locks.wanted"), {"oid": oid, "ours": ours, "ms": waited_ms}))
+
+
 # ---- the advisory lock of a run
 
 #: High half of the advisory lock's key ("pgle"), so that it collides with nobody's by accident.

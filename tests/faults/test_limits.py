@@ -31,6 +31,8 @@ from tests.support.points import COMMITTED, POINTS, SAFE
 from tests.support.proxy import Proxy
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.newest
+
 
 @pytest.fixture
 def play(db: Database) -> Play:

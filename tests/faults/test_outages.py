@@ -57,6 +57,8 @@ from tests.support.fault import Fault, repack
 from tests.support.play import Background, Holder, Play, at, fails
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.newest
+
 
 @pytest.fixture
 def play(db: Database) -> Play:

@@ -40,6 +40,8 @@ from tests.support.play import Background
 from tests.support.points import POINTS, SAFE, UNDO
 from tests.support.writers import Writers
 
+pytestmark = pytest.mark.newest
+
 #: Seeds that have failed once.
 REGRESSIONS: Final[tuple[int, ...]] = ()
 _ORDINARY: Final = range(6)

@@ -18,6 +18,8 @@ from tests.support.oracle import until
 from tests.support.play import Background
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.newest
+
 #: A key column becomes another and comes back in one transaction, and rows are written meanwhile.
 THERE_AND_BACK = {
     "another type": """

@@ -13,6 +13,8 @@ from tests.support.oracle import until
 from tests.support.play import Background
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.newest
+
 #: More than any disk has.
 ENDLESS = 1 << 59
 

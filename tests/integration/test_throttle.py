@@ -30,6 +30,8 @@ from tests.support.oracle import until
 
 MB = 1 << 20
 
+pytestmark = pytest.mark.newest
+
 
 @contextlib.contextmanager
 def measuring(

@@ -24,7 +24,7 @@ from tests.servers import Database
 from tests.support import oracle
 from tests.support.play import Background, Play, at
 
-pytestmark = pytest.mark.usefixtures("small_portions")
+pytestmark = [pytest.mark.newest, pytest.mark.usefixtures("small_portions")]
 
 #: Where a run stands still, by the phase; when the copy is ready with `--hold` it does not, but goes round and round.
 PHASES = {

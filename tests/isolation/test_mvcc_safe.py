@@ -29,7 +29,7 @@ from tests.support.play import Background, Play, at, fails
 from tests.support.points import SAFE
 from tests.support.stage import Stage
 
-pytestmark = pytest.mark.usefixtures("small_portions")
+pytestmark = [pytest.mark.newest, pytest.mark.usefixtures("small_portions")]
 
 #: Rows in which table and model differ.
 DIFFERENCE = """

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from pglean.errors import PgleanError, TableChanged
+from pglean.errors import IndexesChanged, PgleanError, TableChanged
 from pglean.locks import lock_types
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA, Job
@@ -123,18 +123,27 @@ def _make(run: Run, conn: Connection, index: Index, count: int) -> None:
     with transaction(conn):
         jobs.check_current(conn, run.job)
         _no_helpers(run, conn, count)
-        text, _, literals = _definitions(conn, [index.oid]).get(index.oid, (None, [], False))
+        found = _definitions(conn, [index.oid])
+        if index.oid not in found:
+            raise _dropped(index)
+        text, _, literals = found[index.oid]
         if literals and not run.table.owner_is_superuser:
             # Parsing them safely would lock pg_type for as long as the build takes.
             raise TableChanged(f"index {index.name}, made by another session, has a literal of a user's type")
         twin = _create(conn, run.job, index, text, postpone=False)
         # Both name what they use by OID; whatever it is called after a build of hours, they agree on it.
         now = _definitions(conn, [index.oid, twin])
-        if index.oid not in now or now[index.oid][:2] != now[twin][:2]:
+        if index.oid not in now:
+            raise _dropped(index)
+        if now[index.oid][:2] != now[twin][:2]:
             raise TableChanged(f"index {index.name}, or what it uses, was changed by another session")
         jobs.record_twin(conn, run.job.id, index.oid, twin)
         jobs.record_built(conn, run.job.id, index.oid)
     run.reporter.advance(1)
+
+
+def _dropped(index: Index) -> IndexesChanged:
+    return IndexesChanged(f"index {index.name} was dropped by another session")
 
 
 def forget(run: Run, conn: Connection, oid: int) -> None:

@@ -44,6 +44,59 @@ class GoBack(Exception):
         self.phase = phase
 
 
+class GaveWay(Exception):
+    """A step was ended so that somebody could have the table who waits for it, and readers behind him."""
+
+
+class RightOfWay:
+    """Ends steps that hold the table while somebody waits for ACCESS EXCLUSIVE on it.
+
+    A comparison or a large refresh may read the table for hours, with a lock that keeps only him away; but whoever
+    comes after him queues behind him. A step is a transaction that can be done again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_step: set[Connection] = set()
+        self._asked: set[Connection] = set()
+
+    def let_through(self) -> None:
+        """Cancel what the sessions in a step are doing. Returns when the server has been told."""
+        with self._lock:
+            for conn in self._in_step - self._asked:
+                # First: the statement may have ended before this call does.
+                self._asked.add(conn)
+                with contextlib.suppress(psycopg.Error):
+                    conn.cancel_safe(timeout=2)
+
+    @contextlib.contextmanager
+    def step(self, conn: Connection) -> Iterator[None]:
+        """In the block, which is within a transaction, the session can be asked to give way: raises `GaveWay` then.
+
+        No request reaches a statement that comes after the block.
+        """
+        with self._lock:
+            self._in_step.add(conn)
+        try:
+            yield
+        except pg.QueryCanceled as error:
+            if conn in self._asked:
+                raise GaveWay from error
+            raise
+        finally:
+            # Not before a request that is under way has been delivered.
+            with self._lock:
+                self._in_step.discard(conn)
+                asked = conn in self._asked
+                self._asked.discard(conn)
+        if asked:
+            # It came when everything was done, or between two statements; or it comes now.
+            try:
+                conn.execute("SELECT")
+            except pg.QueryCanceled as error:
+                raise GaveWay from error
+
+
 class Workers:
     """A fixed number of sessions, each used by one thread at a time.
 
@@ -172,6 +225,7 @@ class Run:
     rows: int = 0
     #: Closed while the throttle wants no more work to begin.
     gate: Gate = field(default_factory=Gate)
+    right_of_way: RightOfWay = field(default_factory=RightOfWay)
     #: Set once `pglean swap` was called.
     swap_asked: threading.Event = field(default_factory=threading.Event)
     #: What ends the run between two pieces of work; they are finished first.
@@ -208,14 +262,19 @@ class Run:
     def again(self, body: Callable[[], T]) -> T:
         """Run the body, and once more from its start where a table of ours was locked by somebody (REINDEX DATABASE).
 
+        Or where it was ended to let somebody have the user's table.
         On entry, and whenever the body raises: no transaction. What it does must bear being done again.
         """
         patience = self.patience()
         while True:
             try:
-                return body()
+                with patience.elsewhere():
+                    return body()
             except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
-                patience.pause(self.table, Mode.ACCESS_SHARE, f"{error.diag.message_primary}.", ())
+                reason = f"{error.diag.message_primary}."
+            except GaveWay:
+                reason = "Somebody wanted the table."
+            patience.pause(self.table, Mode.ACCESS_SHARE, reason, ())
 
     @contextlib.contextmanager
     def step(self, conn: Connection, *, repeatable: bool = False, snapshot: str | None = None) -> Iterator[None]:
@@ -234,7 +293,8 @@ class Run:
             snapshot=snapshot,
         ):
             self.check(conn)
-            yield
+            with self.right_of_way.step(conn):
+                yield
 
     def check(self, conn: Connection) -> None:
         """Raise where the table or our capture is not what it was, or the run not ours any more.

@@ -4,6 +4,8 @@
   would fail in them until the run comes to its next step, perhaps after hours of an index build. So the fingerprint
   is compared twice a second, with no lock on the table; on a change the trigger functions are emptied (which needs
   none either), then the run is ended. Indexes that come and go wait for the next step, which takes them up.
+* DDL that waits for the table. A comparison, or a large refresh, reads the table in one transaction; readers queue
+  behind whoever waits for that. It is ended, and done again.
 * What others ask of the run: to pause, to swap, to abort it (`pglean.job`).
 * The throttle: whether more work may be begun.
 
@@ -21,6 +23,7 @@ import psycopg
 
 from pglean import catalog
 from pglean.errors import Aborted, IndexesChanged, Paused, PgleanError, TableChanged
+from pglean.locks import wanted
 from pglean.rewrite import job as jobs
 from pglean.rewrite.run import Run
 from pglean.server import Connection, translate
@@ -72,6 +75,8 @@ def _watch(run: Run, conn: Connection, throttle: Throttle, stop: threading.Event
 def _look(run: Run, conn: Connection, throttle: Throttle) -> None:
     with contextlib.suppress(IndexesChanged):
         catalog.check_fingerprint(conn, run.table, run.job.fingerprint)
+    if wanted(run.server, conn, run.table.oid, run.job.options.lock_timeout_ms):
+        run.right_of_way.let_through()
     match jobs.command(conn, run.job.id):
         case "pause":
             run.pause = run.pause or Paused(f"run {run.job.id} was paused")

@@ -3,6 +3,14 @@ SELECT c.oid, c.relkind::text
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 
+-- name: wanted
+-- Whether somebody has been waiting for ACCESS EXCLUSIVE on the table, and all others behind him, for so long.
+SELECT EXISTS (SELECT FROM pg_locks
+                WHERE locktype = 'relation' AND relation = %(oid)s AND NOT granted AND mode = 'AccessExclusiveLock'
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  AND pid <> ALL (%(ours)s::int[])
+                  AND clock_timestamp() - waitstart > %(ms)s * interval '1 ms')
+
 -- name: blockers
 -- Locks of prepared transactions have no pid. They keep the virtual transaction id of the session that prepared them (or,
 -- after a restart, have -1/xid); what leads to the name is the lock on their own transaction id, held under the same.
