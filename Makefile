@@ -5,8 +5,8 @@ PYTHON ?= $(firstword $(foreach v,python3 python3.14 python3.13 python3.12 pytho
 	$(shell $(v) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(v))))
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Each worker has servers of its own.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
+# Each worker has servers of its own, and the tests wait for these more than they compute.
+PYTEST := $(BIN)/python -m pytest -n 3
 
 .PHONY: demo test matrix soak bench lint format clean
 .DELETE_ON_ERROR:

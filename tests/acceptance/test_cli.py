@@ -23,6 +23,8 @@ from tests.support.client import Client
 from tests.support.command import Run, in_process, table
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.newest
+
 _SECRET = "open sesame % 41"
 
 

@@ -16,6 +16,8 @@ from tests.support import terminal
 from tests.support.command import Run, in_process, table
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.newest
+
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
 

@@ -22,6 +22,8 @@ from tests.support.play import Background
 from tests.support.points import COMMITTED
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.newest
+
 
 def begun(stage: Stage, *options: str, stop_at: str | None = None, name: str = "items") -> Client:
     """`pglean repack` in a process of its own."""

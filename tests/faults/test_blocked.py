@@ -15,6 +15,8 @@ from tests.support.fault import Fault, repack
 from tests.support.points import COMMITTED
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.newest
+
 
 @pytest.fixture
 def other(stage: Stage) -> Iterator[psycopg.Connection[TupleRow]]:

@@ -20,6 +20,8 @@ from pglean.server import Server
 from tests.servers import SETTINGS, Database
 from tests.support.oracle import until
 
+pytestmark = pytest.mark.newest
+
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE INDEX i ON t (v)"
 
 

@@ -18,6 +18,8 @@ from tests.servers import Database
 from tests.support import oracle
 from tests.support.play import at
 
+pytestmark = pytest.mark.newest
+
 #: What is made at first, and what is done to its name.
 TYPES = {
     "domain": ("CREATE DOMAIN d AS numeric", "ALTER DOMAIN d RENAME TO d_1", "CREATE DOMAIN d AS int8"),
