@@ -11,6 +11,8 @@ from tests.support.fault import Fault, assert_told, repack
 from tests.support.points import COMMITTED, POINTS, UNDO
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.newest
+
 #: How often the same point is tried: the copy, the refresh and the index builds come by theirs several times.
 _OCCURRENCES = 2
 
