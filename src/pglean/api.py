@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from pglean import catalog
-from pglean.errors import Aborted, ConnectionLost, Interrupted, Paused, PgleanError, UsageError
+from pglean.errors import PgleanError, UsageError
 from pglean.locks import Patience, Policy
 from pglean.options import Options, Verify, Window
 from pglean.progress import Callback
@@ -68,14 +68,14 @@ class Database:
         *,
         at_once: int = 1,
         on_progress: Callback | None = None,
-        on_end: Callable[[str, Result | PgleanError], None] = lambda _, __: None,
         **changes: Any,
     ) -> dict[str, Result | PgleanError]:
         """Rewrite several tables, `at_once` of them at the same time; returns what came of each, in their order.
 
         Each takes `jobs` workers and three sessions more; all of them together must be free on the server.
-        `on_progress` and `on_end` (called as soon as a table is done, or failed) come from any thread.
-        After an interruption, or a lost connection, no other table is begun.
+        `on_progress` is called from any thread.
+        After an interruption, or a lost connection, no other table is begun; after `pglean pause` or `abort` of one,
+        the others are.
         Raises `Refused` where so many connections are not free; the errors of single tables are returned.
         """
         given = _options(options, changes)
@@ -84,7 +84,6 @@ class Database:
             with _told(self.server):
                 pipeline.check_connections(self.server, given, min(at_once, len(tables)))
         stop = threading.Event()
-        lock = threading.Lock()
 
         def work(table: str) -> Result | PgleanError:
             outcome: Result | PgleanError
@@ -97,10 +96,8 @@ class Database:
                     outcome = database.repack(table, given, on_progress=on_progress)
                 except PgleanError as error:
                     outcome = error
-                    if isinstance(error, Interrupted | ConnectionLost) and not isinstance(error, Aborted | Paused):
+                    if error.ends_batch:
                         stop.set()
-            with lock:
-                on_end(table, outcome)
             return outcome
 
         if at_once == 1:

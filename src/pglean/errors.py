@@ -33,6 +33,8 @@ class PgleanError(Exception):
     exit_status: ClassVar[int] = 1
     #: Whether the same call may succeed later without anybody changing anything.
     retryable: ClassVar[bool] = False
+    #: Whether it makes no sense, or is not wanted, to go on with other tables.
+    ends_batch: ClassVar[bool] = False
 
     def __init__(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
@@ -117,6 +119,7 @@ class ConnectionLost(PgleanError):
 
     exit_status = 5
     retryable = True
+    ends_batch = True
 
 
 class TableChanged(PgleanError):
@@ -144,20 +147,26 @@ class Interrupted(PgleanError):
     """The user asked for the end of the run (Ctrl-C, SIGTERM, SIGHUP)."""
 
     exit_status = 8
+    ends_batch = True
 
 
 class Aborted(Interrupted):
     """Somebody asked for the end of the run from another session."""
+
+    ends_batch = False
 
 
 class Paused(Interrupted):
     """The user asked for a pause: what was done is kept, `pglean resume` continues."""
 
     retryable = True
+    ends_batch = False
 
 
 class TakenOver(Interrupted):
     """Another session goes on with this run; this one must not touch it any more."""
+
+    ends_batch = False
 
 
 class DiskFull(PgleanError):

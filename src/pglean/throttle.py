@@ -34,7 +34,7 @@ import psycopg
 from pglean.disk import Space
 from pglean.errors import ConnectionLost
 from pglean.options import Options
-from pglean.server import Connection, Server, scalar, translate
+from pglean.server import Connection, scalar, translate
 from pglean.sql import query
 
 #: Share of a limit to which a value must fall for work to go on at once; and how long it must keep within it if not.
@@ -44,7 +44,6 @@ STEADY_S = 5.0
 RATE_WINDOW_S = 5.0
 #: The shortest time for which it is remembered where the WAL ended when.
 _TRAIL_S = 60.0
-_SLICE_S = 0.1
 
 #: States of a WAL sender that has something to follow it; the others prepare, or send a base backup.
 _STREAMS = frozenset({"catchup", "streaming", "stopping"})
@@ -328,7 +327,7 @@ def _require_rights(conn: Connection, what: str) -> None:
 
 
 class Gate:
-    """Holds the workers back while a limit is exceeded. Any thread may call anything."""
+    """Closed while a limit is exceeded; whoever is about to begin something waits (`Run.pass_gate`). For any thread."""
 
     def __init__(self) -> None:
         # One reference that is replaced as a whole: there is nothing for a lock to protect.
@@ -346,18 +345,6 @@ class Gate:
     def open(self) -> None:
         """Let everybody pass."""
         self._reason = ""
-
-    def wait(self, server: Server, on_wait: Callable[[str], None]) -> None:
-        """Return once it is open; until then, tell why, each time that the reason is another.
-
-        On entry: no transaction, which would be held open meanwhile. Raises `Interrupted`.
-        """
-        told = ""
-        while reason := self._reason:
-            if reason != told:
-                on_wait(reason)
-                told = reason
-            server.rest(_SLICE_S)
 
 
 # ---- words

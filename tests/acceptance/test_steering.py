@@ -13,7 +13,10 @@ from datetime import datetime, timedelta
 
 import pytest
 
+import pglean
 from pglean import pausepoint
+from pglean.errors import UsageError
+from tests.servers import Database
 from tests.support import terminal
 from tests.support.client import Client
 from tests.support.command import Run
@@ -633,4 +636,40 @@ def test_pause_is_waited_for(stage: Stage, run: Run) -> None:
             assert ended.result() == 0, asking.stderr
             assert json.loads(asking.stdout) == {"job": found.id, "state": "paused"}
     stage.settle("abort")
+    stage.check()
+
+
+def test_dry_run_tells_what_the_swap_waits_for(stage: Stage, run: Run) -> None:
+    out = run("repack", "-N", "-t", stage.name, "--hold", "--mvcc-safe")[1]
+    assert "stay in sync until `pglean swap`" in out
+    assert "no older snapshot" in out
+    assert "until it is 02:00-04:00" in run("repack", "-N", "-t", stage.name, "--swap-window", "02:00-04:00")[1]
+
+
+def test_standby(stage: Stage) -> None:
+    """What stands there is the primary's: runs are shown, whether they live cannot be known, and none is steered."""
+    standby = stage.db.server.standby()
+    try:
+        standby.start()
+        with begun(stage, stop_at="phase: ready") as client:
+            client.await_line("phase: ready")
+            copy = Database(standby, stage.db.name)
+            # Ours commits asynchronously: a later commit brings the WAL along.
+            stage.db.scalar("SELECT pg_logical_emit_message(true, 'test', '')")
+            until(lambda: bool(copy.scalar("SELECT to_regclass('pglean.job') IS NOT NULL")), "it has the schema")
+            until(lambda: copy.scalar("SELECT count(*) FROM pglean.job") == 1, "it has the run")
+            with pglean.connect(standby.conninfo(stage.db.name)) as database:
+                (run,) = database.status()
+                assert run.state == "unknown"
+                for steer in (database.resume, database.pause, database.swap, database.abort):
+                    with pytest.raises(UsageError, match="standby"):
+                        steer(run.id)
+                for tidy in (database.cleanup, database.uninstall):
+                    with pytest.raises(UsageError, match="standby"):
+                        tidy()
+            copy.close()
+            client.go_on()
+            assert client.wait() == 0
+    finally:
+        standby.close(mode="immediate")
     stage.check()

@@ -233,11 +233,12 @@ def test_27_disk_full(small: tuple[Database, Path], what: str, then: str) -> Non
     (run,) = stage.status()
     assert f"`pglean resume {run.id}` continues" in str(outcome)
     assert (run.state, run.phase) == ("paused", {"table": "copying", "index": "indexing"}[what])
-    stage.compare()
     # Still full: once more in vain, and nothing lost.
     with pglean.connect(db.conninfo) as database, pytest.raises(DiskFull):
         database.resume(run.id)
     ballast.unlink()
+    # Not before: from 19 on reading extends the visibility map, for which there was no room either.
+    stage.compare()
     stage.write()
     with pglean.connect(db.conninfo) as database:
         match then:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import psycopg
 import pytest
 
 import pglean
 from pglean.errors import Aborted, Paused
 from pglean.result import Result
+from pglean.rewrite.run import Workers
+from pglean.server import Connection
 from tests.support.fault import repack
 from tests.support.oracle import until
 from tests.support.play import Background
@@ -66,3 +70,28 @@ def test_aborted_while_it_waits(stage: Stage, limit: dict[str, object]) -> None:
     assert isinstance(outcome.result(), Aborted)
     assert not stage.repacked
     stage.check()
+
+
+def test_pause_at_the_gate_lets_the_others_finish(stage: Stage) -> None:
+    """One worker builds an index, perhaps for hours; the other stands at the gate when the pause is asked for."""
+    with pglean.connect(stage.db.conninfo) as database:
+        server = database.server
+        with server.connect("a") as one, server.connect("b") as two:
+            at_the_gate, paused = threading.Event(), threading.Event()
+            finished: list[str] = []
+
+            def work(conn: Connection, _: str, what: str) -> None:
+                if what == "gate":
+                    at_the_gate.set()
+                    assert paused.wait(20)
+                    raise Paused("run 1 was paused")
+                assert at_the_gate.wait(20)
+                paused.set()
+                conn.execute("SELECT pg_catalog.pg_sleep(0.3)")
+                finished.append(what)
+
+            workers = Workers(server, [one, two], lambda: None, lambda: None)
+            with pytest.raises(Paused):
+                workers.each(["gate", "index"], work)
+            workers.close()
+            assert finished == ["index"]

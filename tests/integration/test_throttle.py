@@ -21,10 +21,9 @@ from psycopg.conninfo import make_conninfo
 from pglean import disk, throttle
 from pglean.disk import Space
 from pglean.embedded import EmbeddedServer, find_binaries
-from pglean.errors import Interrupted
 from pglean.options import Options
 from pglean.server import Connection, Server, scalar
-from pglean.throttle import Gate, Throttle
+from pglean.throttle import Throttle
 from tests.servers import SETTINGS, Database
 from tests.support.oracle import until
 
@@ -318,24 +317,6 @@ def test_a_lost_connection_is_none_of_its_business(db: Database) -> None:
             measure()
         with pytest.raises(psycopg.OperationalError):
             measure()
-
-
-# ---- the gate
-
-
-def test_who_waits_at_the_gate_can_be_interrupted(db: Database) -> None:
-    server, gate = Server(db.conninfo), Gate()
-    gate.wait(server, pytest.fail)
-    gate.close("standby b lags by 12 MB (limit 4 MB)")
-    told: list[str] = []
-
-    def tell(reason: str) -> None:
-        told.append(reason)
-        server.cancel("SIGINT")
-
-    with pytest.raises(Interrupted, match="interrupted by SIGINT"):
-        gate.wait(server, tell)
-    assert told == ["standby b lags by 12 MB (limit 4 MB)"]
 
 
 # ---- disk space

@@ -89,3 +89,8 @@ def test_translation_of_errors(error: Exception, kind: type[PgleanError], messag
 def test_translation_keeps_ours_as_they_are() -> None:
     error = LockNotObtained("late")
     assert translate(error) is error
+
+
+def test_what_ends_a_batch() -> None:
+    """Whoever pauses or aborts a run from elsewhere has not spoken of the other tables."""
+    assert {error.__name__ for error in tree() if error.ends_batch} == {"ConnectionLost", "Interrupted"}

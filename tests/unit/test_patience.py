@@ -137,3 +137,16 @@ def test_hint_says_only_what_would_help(
     bench = Bench(monkeypatch, Policy(200, 1.0, 1000, kill_backend=False), 0.2)
     bench.blockers = blockers
     assert bench.wait().hint == hint
+
+
+def test_what_is_done_in_between_is_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh of minutes between two requests for the lock must not get anybody cancelled."""
+    clock = [0.0]
+    monkeypatch.setattr("pglean.locks.time.monotonic", lambda: clock[0])
+    anything: Any = None
+    patience = Patience(anything, Policy(200, 3.0, 1000, kill_backend=True), lambda _: None)
+    with patience.elsewhere():
+        clock[0] += 600
+    assert patience._waited_s == 0
+    clock[0] += 1
+    assert patience._waited_s == 1

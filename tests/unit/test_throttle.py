@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from pglean.disk import Space
-from pglean.errors import Interrupted
 from pglean.options import Options
 from pglean.throttle import (
     RATE_WINDOW_S,
@@ -262,74 +260,14 @@ def test_space_that_cannot_be_seen_any_more(tmp_path: Path) -> None:
 # ---- the gate
 
 
-class Bench:
-    """In place of the `Server`: it rests as the test says."""
-
-    def __init__(self, *rests: Any) -> None:
-        self._rests = list(rests)
-
-    def rest(self, seconds: float) -> None:
-        assert 0 < seconds <= 0.1
-        self._rests.pop(0)()
-
-
-def test_an_open_gate_holds_nobody() -> None:
-    anything: Any = Bench()
-    told: list[str] = []
-    Gate().wait(anything, told.append)
-    assert told == []
-
-
-def test_a_closed_gate_tells_each_reason_once() -> None:
+def test_the_gate_says_why_it_is_closed() -> None:
     gate = Gate()
-    gate.close("first")
-    assert gate.reason == "first"
-    anything: Any = Bench(lambda: None, lambda: gate.close("second"), lambda: gate.close("second"), gate.open)
-    told: list[str] = []
-    gate.wait(anything, told.append)
-    assert told == ["first", "second"]
     assert gate.reason == ""
-
-
-def test_who_waits_can_be_interrupted() -> None:
-    def interrupt() -> None:
-        raise Interrupted("interrupted by SIGINT")
-
-    gate = Gate()
-    gate.close("closed")
-    anything: Any = Bench(interrupt)
-    with pytest.raises(Interrupted):
-        gate.wait(anything, lambda _: None)
-
-
-def test_a_gate_between_threads() -> None:
-    gate = Gate()
-    gate.close("closed")
-    resting, go_on = threading.Semaphore(0), threading.Event()
-    passed: list[int] = []
-
-    class Resting:
-        def rest(self, seconds: float) -> None:
-            resting.release()
-            assert go_on.wait(20)
-
-    server: Any = Resting()
-
-    def work(worker: int) -> None:
-        gate.wait(server, lambda _: None)
-        passed.append(worker)
-
-    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
-    for thread in threads:
-        thread.start()
-    for _ in threads:
-        assert resting.acquire(timeout=20)
-    assert passed == []
+    gate.close("first")
+    gate.close("second")
+    assert gate.reason == "second"
     gate.open()
-    go_on.set()
-    for thread in threads:
-        thread.join(20)
-    assert sorted(passed) == list(range(8))
+    assert gate.reason == ""
 
 
 # ---- words

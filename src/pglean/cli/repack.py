@@ -16,7 +16,7 @@ from pglean.api import Database
 from pglean.catalog import resolve, split_names
 from pglean.cli.connection import as_utf8, connection_options, interruptible, open_database
 from pglean.cli.display import console, progress_display
-from pglean.errors import ConnectionLost, Incomplete, Interrupted, PgleanError, UsageError
+from pglean.errors import Incomplete, Interrupted, PgleanError, UsageError
 from pglean.options import Options, Verify, Window, lag, size_bytes
 from pglean.report import error_json, error_text, plan_json, plan_summary, result_summary
 from pglean.result import Result
@@ -251,7 +251,9 @@ class _Batch:
         if self._failures:
             if not self._several:
                 raise self._failures[names[0]]
-            interruption = next((e for e in self._failures.values() if isinstance(e, Interrupted)), None)
+            interruption = next(
+                (e for e in self._failures.values() if isinstance(e, Interrupted) and e.ends_batch), None
+            )
             raise interruption or Incomplete(self._failures, len(names) - len(self._failures))
 
     def _plan_each(self, names: list[str]) -> None:
@@ -260,7 +262,7 @@ class _Batch:
                 plan = self._database.plan(name, self._options)
             except PgleanError as error:
                 self._ended(name, error)
-                if isinstance(error, Interrupted | ConnectionLost):
+                if error.ends_batch:
                     return
                 continue
             self._results[name] = plan_json(plan)
@@ -270,7 +272,7 @@ class _Batch:
     def _repack_each(self, names: list[str]) -> None:
         for name in names:
             self._repack([name], 1)
-            if isinstance(self._failures.get(name), Interrupted | ConnectionLost):
+            if name in self._failures and self._failures[name].ends_batch:
                 return
 
     def _repack(self, names: list[str], at_once: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pglean.catalog import Fingerprint
@@ -40,6 +41,17 @@ class Plan:
         return needed
 
     @property
+    def _waits(self) -> Iterator[str]:
+        """What the exchange waits for."""
+        options = self.options
+        if options.hold:
+            yield "stay in sync until `pglean swap`"
+        elif options.swap_window is not None:
+            yield f"stay in sync until it is {options.swap_window}"
+        if options.mvcc_safe:
+            yield "wait until no older snapshot is left (SHARE ROW EXCLUSIVE at the end of it)"
+
+    @property
     def steps(self) -> tuple[str, ...]:
         """The run in words, in order."""
         table, options = self.table, self.options
@@ -60,6 +72,7 @@ class Plan:
             f"build {indexes}",
             "catch up with the changes",
             verify,
+            *self._waits,
             f"exchange the files (ACCESS EXCLUSIVE, at most {options.max_lock_ms} ms)",
             "drop the old files" + ("; ANALYZE" if options.analyze else ""),
         ]
