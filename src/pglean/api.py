@@ -14,7 +14,7 @@ import psycopg
 from pglean import catalog
 from pglean.errors import PgleanError, UsageError
 from pglean.locks import Patience, Policy
-from pglean.options import Options, Verify, Window
+from pglean.options import Compression, InvalidIndexes, Options, Verify, Window
 from pglean.progress import Callback
 from pglean.result import Result
 from pglean.rewrite import cleanup as _cleanup
@@ -209,6 +209,10 @@ def _options(options: Options | None, changes: dict[str, Any]) -> Options:
     try:
         if "verify" in changes:
             changes["verify"] = Verify(changes["verify"])
+        if "invalid_indexes" in changes:
+            changes["invalid_indexes"] = InvalidIndexes(changes["invalid_indexes"])
+        if changes.get("compression") is not None:
+            changes["compression"] = Compression(changes["compression"])
         if isinstance(changes.get("swap_window"), str):
             changes["swap_window"] = Window.parse(changes["swap_window"])
         return replace(options or Options(), **changes)

@@ -19,6 +19,21 @@ class Verify(StrEnum):
     FULL = "full"
 
 
+class InvalidIndexes(StrEnum):
+    """What is done about invalid indexes of the table before it is repacked."""
+
+    REFUSE = "refuse"
+    REBUILD = "rebuild"
+    DROP = "drop"
+
+
+class Compression(StrEnum):
+    """How the server compresses long values."""
+
+    PGLZ = "pglz"
+    LZ4 = "lz4"
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A stretch of each day, by the clock of the machine that pglean runs on; it may go over midnight."""
@@ -80,6 +95,21 @@ class Options:
     mvcc_safe: bool = False
     #: On Ctrl-C, SIGTERM or SIGHUP keep what was done, for `pglean resume`, instead of undoing it.
     keep: bool = False
+    #: Sort the rows, as an ORDER BY would, by this list of columns and expressions.
+    order_by: str | None = None
+    #: Where there is no `order_by`: sort them by the index that the table is clustered on (CLUSTER ON), if any.
+    cluster: bool = True
+    #: Move the heap and its TOAST table to this tablespace, and with `move_indexes` the indexes too.
+    tablespace: str | None = None
+    move_indexes: bool = False
+    #: Compress long values by this method, those that are stored and those to come.
+    compression: Compression | None = None
+    #: Percentage to which pages are filled, now and from now on.
+    fillfactor: int | None = None
+    #: Table access method that the table gets.
+    access_method: str | None = None
+    #: What is done about invalid indexes, before anything else.
+    invalid_indexes: InvalidIndexes = InvalidIndexes.REFUSE
     #: The copy waits while a standby lags behind by more than so many bytes of WAL, or seconds of replay.
     max_lag_bytes: int | None = None
     max_lag_s: float | None = None
@@ -110,6 +140,16 @@ class Options:
         ):
             if value is not None:
                 _within(name, value, 0, 1 << 60)
+        if self.fillfactor is not None:
+            _within("fillfactor", self.fillfactor, 10, 100)
+        for name, text in (("order-by", self.order_by), ("tablespace", self.tablespace)):
+            if text is not None and not text.strip():
+                raise UsageError(f"invalid value for option --{name}: it is empty")
+        if self.move_indexes and self.tablespace is None:
+            raise UsageError(
+                "--moveidx (-S) needs --tablespace (-s)",
+                hint="Name the tablespace that the indexes are to be moved to.",
+            )
 
     def as_json(self) -> dict[str, Any]:
         """What the job's row remembers."""
@@ -123,6 +163,9 @@ class Options:
         known = {field.name for field in fields(cls)}
         given = {name: part for name, part in value.items() if name in known}
         given["verify"] = Verify(given.get("verify", Verify.COUNT))
+        given["invalid_indexes"] = InvalidIndexes(given.get("invalid_indexes", InvalidIndexes.REFUSE))
+        if given.get("compression"):
+            given["compression"] = Compression(given["compression"])
         if given.get("swap_window"):
             given["swap_window"] = Window.parse(given["swap_window"])
         given["lag_standbys"] = tuple(given.get("lag_standbys") or ())

@@ -13,7 +13,7 @@ import pytest
 import pglean
 from pglean import Options, Verify
 from pglean.errors import UsageError
-from pglean.options import Window, lag, size_bytes
+from pglean.options import Compression, InvalidIndexes, Window, lag, size_bytes
 
 _VAST = 1 << 60
 
@@ -23,6 +23,7 @@ LIMITS: dict[str, tuple[str, float, float]] = {
     "lock_timeout_ms": ("lock-timeout", 1, 600_000),
     "max_lock_ms": ("max-lock-time", 20, 600_000),
     "chunk_ms": ("chunk-time", 10, 60_000),
+    "fillfactor": ("fillfactor", 10, 100),
     "max_lag_bytes": ("max-lag", 0, _VAST),
     "max_lag_s": ("max-lag", 0, _VAST),
     "max_load": ("max-load", 0, _VAST),
@@ -70,6 +71,16 @@ def test_what_is_stored_comes_back() -> None:
         options(jobs=3, verify=Verify.FULL, hold=True, mvcc_safe=True, keep=True, max_load=0, max_lag_s=2.5),
         options(
             swap_window=Window.parse("22:00-02:00"), lag_standbys=("one", "two"), max_lag_bytes=1, min_free_bytes=0
+        ),
+        options(
+            order_by="a DESC, b",
+            cluster=False,
+            tablespace="other",
+            move_indexes=True,
+            compression=Compression.LZ4,
+            fillfactor=70,
+            access_method="heap",
+            invalid_indexes=InvalidIndexes.DROP,
         ),
     ):
         assert Options.from_json(json.loads(json.dumps(given.as_json()))) == given

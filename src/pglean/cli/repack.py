@@ -17,7 +17,7 @@ from pglean.catalog import resolve, split_names
 from pglean.cli.connection import as_utf8, connection_options, interruptible, open_database
 from pglean.cli.display import console, progress_display
 from pglean.errors import Incomplete, Interrupted, PgleanError, UsageError
-from pglean.options import Options, Verify, Window, lag, size_bytes
+from pglean.options import Compression, InvalidIndexes, Options, Verify, Window, lag, size_bytes
 from pglean.report import error_json, error_text, plan_json, plan_summary, result_summary
 from pglean.result import Result
 
@@ -35,6 +35,26 @@ _DEFAULTS = Options()
     metavar="TABLE",
     help="Table to rewrite, as in SQL; repeatable, also comma-separated.",
 )
+@click.option("-o", "--order-by", metavar="COLUMNS", help="Order of the rows, as in ORDER BY, instead of CLUSTER ON's.")
+@click.option(
+    "-n", "--no-order", is_flag=True, help="Rows in the order in which they lie, also where CLUSTER ON is set."
+)
+@click.option("-s", "--tablespace", metavar="TBLSPC", help="Move the tables to this tablespace.")
+@click.option("-S", "--moveidx", is_flag=True, help="Move their indexes there too.")
+@click.option(
+    "--compression",
+    type=click.Choice([choice.value for choice in Compression]),
+    help="Compress long values by this method, now and from now on.",
+)
+@click.option("--fillfactor", type=int, metavar="N", help="Fill pages to N percent, now and from now on.")
+@click.option("--access-method", metavar="NAME", help="Table access method that the tables get.")
+@click.option(
+    "--invalid-indexes",
+    type=click.Choice([choice.value for choice in InvalidIndexes]),
+    help="What to do about invalid indexes first; they refuse the run by default.",
+)
+@click.option("--no-error-on-invalid-index", is_flag=True, help="The same as --invalid-indexes rebuild.")
+@click.option("--error-on-invalid-index", is_flag=True, help="The default here.")
 @click.option("-j", "--jobs", type=int, default=_DEFAULTS.jobs, show_default=True, help="Worker connections.")
 @click.option(
     "--tables-at-once",
@@ -117,6 +137,16 @@ _DEFAULTS = Options()
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
 def repack_command(
     tables: tuple[str, ...],
+    order_by: str | None,
+    no_order: bool,
+    tablespace: str | None,
+    moveidx: bool,
+    compression: str | None,
+    fillfactor: int | None,
+    access_method: str | None,
+    invalid_indexes: str | None,
+    no_error_on_invalid_index: bool,
+    error_on_invalid_index: bool,
     jobs: int,
     tables_at_once: int,
     wait_timeout: float,
@@ -179,6 +209,15 @@ def repack_command(
             swap_window=None if swap_window is None else Window.parse(swap_window),
             mvcc_safe=mvcc_safe,
             keep=keep,
+            # As with pg_repack, -n wins.
+            order_by=None if no_order or order_by is None else as_utf8("order", order_by),
+            cluster=not no_order,
+            tablespace=None if tablespace is None else as_utf8("tablespace", tablespace),
+            move_indexes=moveidx,
+            compression=None if compression is None else Compression(compression),
+            fillfactor=fillfactor,
+            access_method=access_method,
+            invalid_indexes=_invalid_indexes(invalid_indexes, no_error_on_invalid_index, error_on_invalid_index),
             max_lag_bytes=lag_bytes,
             max_lag_s=lag_s,
             lag_standbys=lag_standbys,
@@ -193,6 +232,14 @@ def repack_command(
     _Batch(database, options, as_json=as_json, told=told and not quiet, warned=warned).run(
         names, dry_run=dry_run, at_once=tables_at_once
     )
+
+
+def _invalid_indexes(given: str | None, no_error: bool, error: bool) -> InvalidIndexes:
+    if no_error and error:
+        raise UsageError("--no-error-on-invalid-index and --error-on-invalid-index exclude each other")
+    if given is not None:
+        return InvalidIndexes(given)
+    return InvalidIndexes.REBUILD if no_error else InvalidIndexes.REFUSE
 
 
 @contextlib.contextmanager
