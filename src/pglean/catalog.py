@@ -64,7 +64,23 @@ def load(conn: Connection, oid: int) -> Table:
     row = conn.execute(query("catalog.table"), {"oid": oid}).fetchone()
     if row is None:
         raise TableChanged(f"the relation with OID {oid} no longer exists")
-    (oid, schema, name, kind, persistence, owner, super_, method, space, options, size, rows, system, toast_oid) = row
+    (
+        oid,
+        schema,
+        name,
+        kind,
+        persistence,
+        owner,
+        super_,
+        method,
+        is_heap,
+        space,
+        options,
+        size,
+        rows,
+        system,
+        toast_oid,
+    ) = row
     columns = tuple(Column(*c) for c in conn.execute(query("catalog.columns"), {"oid": oid}))
     indexes = tuple(
         Index(
@@ -95,6 +111,7 @@ def load(conn: Connection, oid: int) -> Table:
         owner=owner,
         owner_is_superuser=super_,
         method=method,
+        is_heap=is_heap,
         tablespace=space,
         options=tuple(options),
         columns=columns,

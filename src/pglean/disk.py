@@ -10,7 +10,7 @@ and the key of the shared memory, which the server makes of the directory's inod
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from psycopg import errors as pg
 
 from pglean.server import Connection
 from pglean.sql import query
-from pglean.table import Table, quote_name
+from pglean.table import quote_name
 
 #: OIDs that every server has for the tablespaces that lie in the data directory itself.
 _BUILT_IN = {1663: "base", 1664: "global"}
@@ -64,10 +64,10 @@ def find(conn: Connection, tablespace: str | None) -> Space | None:
     return Space(paths)
 
 
-def of_table(conn: Connection, table: Table) -> Space | None:
-    """All that a rewrite of the table writes to; None where nothing of it can be seen from here."""
+def of_tablespaces(conn: Connection, tablespaces: Iterable[str | None]) -> Space | None:
+    """The file systems of several tablespaces and that of the WAL; None where nothing of it can be seen from here."""
     paths: dict[str, Path] = {}
-    for tablespace in {table.tablespace, *(index.tablespace for index in table.indexes)}:
+    for tablespace in tablespaces:
         if (space := find(conn, tablespace)) is not None:
             paths |= space.paths
     return Space(paths) if paths else None

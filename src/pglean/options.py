@@ -151,6 +151,10 @@ class Options:
                 hint="Name the tablespace that the indexes are to be moved to.",
             )
 
+    def shape_differs(self, other: Options) -> list[str]:
+        """What is asked for differently that decides what the new files are like, by the names of the options."""
+        return [option for name, option in _SHAPE.items() if getattr(self, name) != getattr(other, name)]
+
     def as_json(self) -> dict[str, Any]:
         """What the job's row remembers."""
         value = asdict(self)
@@ -171,6 +175,17 @@ class Options:
         given["lag_standbys"] = tuple(given.get("lag_standbys") or ())
         return cls(**given)
 
+
+#: A copy that was begun with these cannot be gone on with by others.
+_SHAPE = {
+    "order_by": "--order-by",
+    "cluster": "--no-order",
+    "tablespace": "--tablespace",
+    "move_indexes": "--moveidx",
+    "compression": "--compression",
+    "fillfactor": "--fillfactor",
+    "access_method": "--access-method",
+}
 
 _SIZE = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _TIME = {"MS": 0.001, "S": 1.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}

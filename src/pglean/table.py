@@ -30,6 +30,8 @@ class Column:
     #: attgenerated: "", s(tored) or v(irtual, PostgreSQL 18).
     generated: str
     not_null: bool
+    #: An array proper: neither a domain over one, nor what only looks like one (int2vector).
+    is_array: bool
 
     @property
     def stored(self) -> bool:
@@ -122,6 +124,8 @@ class Table:
     owner_is_superuser: bool
     #: Access method; None for kinds that have none.
     method: str | None
+    #: Whether that is the server's own heap, under whatever name.
+    is_heap: bool
     #: Tablespace by name; None for the database's default.
     tablespace: str | None
     #: pg_class.reloptions, e.g. ``fillfactor=70``.

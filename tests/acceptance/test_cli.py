@@ -140,6 +140,34 @@ def test_options_of_waiting_arrive(stage: Stage, run: Run) -> None:
     stage.check()
 
 
+def test_options_of_the_new_files_arrive(stage: Stage, run: Run) -> None:
+    def fail() -> None:
+        raise RuntimeError("enough")
+
+    def stored(*arguments: str) -> dict[str, Any]:
+        with pausepoint.intercept("phase: capturing", fail):
+            assert run("repack", "-q", "-t", "items", *arguments)[0] == 1
+        return options_of_last_run(stage)
+
+    given = stored("-o", "amount DESC", "-s", "pg_default", "-S", "--compression", "pglz", "--fillfactor", "70")
+    assert (given["order_by"], given["cluster"], given["compression"]) == ("amount DESC", True, "pglz")
+    assert (given["tablespace"], given["move_indexes"], given["fillfactor"]) == ("pg_default", True, 70)
+    # As with pg_repack.
+    given = stored("-o", "amount", "-n", "--access-method", "heap", "--no-error-on-invalid-index")
+    assert (given["order_by"], given["cluster"]) == (None, False)
+    assert (given["access_method"], given["invalid_indexes"]) == ("heap", "rebuild")
+    assert stored("--invalid-indexes", "drop", "--error-on-invalid-index")["invalid_indexes"] == "drop"
+    for arguments, message in (
+        (["-S"], "--moveidx (-S) needs --tablespace (-s)"),
+        (["--fillfactor", "5"], "invalid value for option --fillfactor: 5"),
+        (["-s", ""], "invalid value for option --tablespace: it is empty"),
+        (["--no-error-on-invalid-index", "--error-on-invalid-index"], "exclude each other"),
+    ):
+        status, _, err = run("repack", "-t", "items", *arguments)
+        assert status == 2
+        assert message in err
+
+
 def test_no_analyze(stage: Stage, run: Run) -> None:
     for option, expected in (("-Z", False), ("-q", True)):
         reached: list[bool] = []

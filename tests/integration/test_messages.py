@@ -15,6 +15,7 @@ from pglean import catalog
 from pglean.embedded import EmbeddedServer
 from pglean.errors import Finding, LockNotObtained, Refused
 from pglean.locks import Mode, Patience, Policy, locked
+from pglean.options import Options
 from pglean.rewrite import checks
 from pglean.server import Server
 from tests.servers import SETTINGS, Database
@@ -147,7 +148,7 @@ def test_connections_that_are_not_there(db: Database) -> None:
     def found(sessions: int) -> list[Finding]:
         with server.connect("run") as conn:
             table = catalog.load(conn, db.scalar("SELECT 't'::regclass::oid"))
-            facts = checks.gather(conn, server.capabilities, table, busy=False, sessions=sessions)
+            facts = checks.gather(conn, server.capabilities, table, Options(), busy=False, sessions=sessions)
             return [finding for finding in checks.run(facts) if finding.code == "connections"]
 
     # The test's own session is another one; that of the run is among those it needs.
@@ -171,7 +172,7 @@ def test_reserved_connections_are_for_superusers(db: Database, plain_role: str) 
         table = catalog.load(conn, db.scalar("SELECT 't'::regclass::oid"))
         figures = []
         for known in (server.capabilities, plain.capabilities):
-            facts = checks.gather(conn, known, table, busy=False, sessions=limit)
+            facts = checks.gather(conn, known, table, Options(), busy=False, sessions=limit)
             (finding,) = [finding for finding in checks.run(facts) if finding.code == "connections"]
             figures.append(int(finding.message.split()[-2]))
     assert figures[0] - figures[1] == db.scalar("SELECT current_setting('superuser_reserved_connections')::int")

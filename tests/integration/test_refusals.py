@@ -153,8 +153,11 @@ def test_temporary_table_of_another_session(db: Database) -> None:
 
 def test_other_access_method(db: Database) -> None:
     db.execute(
-        "CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler; "
-        "CREATE TABLE t (id int PRIMARY KEY) USING other"
+        """
+        CREATE FUNCTION handler(internal) RETURNS table_am_handler LANGUAGE internal AS 'heap_tableam_handler';
+        CREATE ACCESS METHOD other TYPE TABLE HANDLER handler;
+        CREATE TABLE t (id int PRIMARY KEY) USING other;
+        """
     )
     error = refusal(db)
     assert codes(error) == ("access-method",)

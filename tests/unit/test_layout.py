@@ -35,6 +35,7 @@ ORDER = [
     "guard",
     "capture.*",
     "rewrite.phase",
+    "rewrite.layout",
     "rewrite.checks",
     "rewrite.plan",
     "rewrite.schema",

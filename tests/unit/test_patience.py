@@ -19,6 +19,7 @@ TABLE = Table(
     owner="postgres",
     owner_is_superuser=True,
     method="heap",
+    is_heap=True,
     tablespace=None,
     options=(),
     columns=(),

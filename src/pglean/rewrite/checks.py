@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pglean.errors import Finding
+from pglean.options import Options
 from pglean.server import Capabilities, Connection, scalar
 from pglean.sql import query
 from pglean.table import Table, quote_name
@@ -23,6 +24,7 @@ class Facts:
 
     server: Capabilities
     table: Table
+    options: Options
     #: Owner of the schema pglean, whether he is a superuser, whether others have rights there; None without schema.
     schema_owner: tuple[str, bool, bool] | None
     #: Another session works on this table.
@@ -41,9 +43,17 @@ class Facts:
     reserved_sessions: int
     #: What the rows would take in full pages, by the statistics; None where there are none.
     live_bytes: int | None
+    #: Whether the tablespace, the access method and the compression that the options name exist; True where none is.
+    tablespace_exists: bool
+    method_exists: bool
+    compression_exists: bool
+    #: Whether the access method that is asked for is the server's own heap.
+    method_is_heap: bool
 
 
-def gather(conn: Connection, server: Capabilities, table: Table, *, busy: bool, sessions: int = 0) -> Facts:
+def gather(
+    conn: Connection, server: Capabilities, table: Table, options: Options, *, busy: bool, sessions: int = 0
+) -> Facts:
     """Read what the checks need; takes no lock.
 
     `busy`: another session has the claim on the table. `sessions`: how many the run will open in all, those that it
@@ -53,9 +63,17 @@ def gather(conn: Connection, server: Capabilities, table: Table, *, busy: bool, 
     others = conn.execute(query("checks.connections")).fetchone()
     assert others is not None
     changed = server.role != server.login_role
+    wanted = {
+        "tablespace": options.tablespace,
+        "method": options.access_method,
+        "compression": options.compression and options.compression.value,
+    }
+    layout = conn.execute(query("checks.layout"), wanted).fetchone()
+    assert layout is not None
     return Facts(
         server=server,
         table=table,
+        options=options,
         schema_owner=None if owner is None else (owner[0], owner[1], owner[2]),
         busy=busy,
         all_tables=tuple(row[0] for row in conn.execute(query("checks.all_tables"))),
@@ -66,6 +84,10 @@ def gather(conn: Connection, server: Capabilities, table: Table, *, busy: bool, 
         other_sessions=int(others[0]),
         reserved_sessions=int(others[1]),
         live_bytes=_live_bytes(conn, server, table),
+        tablespace_exists=layout[0],
+        method_exists=layout[1],
+        method_is_heap=layout[2],
+        compression_exists=layout[3],
     )
 
 
@@ -214,7 +236,7 @@ def _kind(facts: Facts) -> Iterator[Finding]:
             "A crash in the middle of the run would empty one file and keep the other.",
             "Use VACUUM FULL, or ALTER TABLE … SET LOGGED first.",
         )
-    if table.method not in (None, "heap"):
+    if table.method is not None and not table.is_heap:
         yield Finding(
             "access-method",
             f"{name} is stored by the access method {table.method}",
@@ -322,9 +344,10 @@ def _event_triggers(facts: Facts) -> Iterator[Finding]:
 
 def _fillfactor(facts: Facts) -> Iterator[Finding]:
     settings = dict(option.split("=", 1) for option in facts.table.options)
-    if facts.live_bytes is None or not settings.get("fillfactor", "").isdigit():
+    given = str(facts.options.fillfactor or settings.get("fillfactor", ""))
+    if facts.live_bytes is None or not given.isdigit():
         return
-    fillfactor = int(settings["fillfactor"])
+    fillfactor = int(given)
     if facts.live_bytes * 100 / fillfactor > facts.table.heap_bytes:
         yield Finding(
             "fillfactor",
@@ -332,6 +355,39 @@ def _fillfactor(facts: Facts) -> Iterator[Finding]:
             "By its statistics the rows, with so much of each page left free, need more than the present pages.",
             "More disk space is needed than the present size of the table; or RESET (fillfactor) before.",
             fatal=False,
+        )
+
+
+def _layout(facts: Facts) -> Iterator[Finding]:
+    options = facts.options
+    if not facts.tablespace_exists:
+        yield Finding(
+            "tablespace",
+            f'there is no tablespace "{options.tablespace}" that a table could be moved to',
+            "pg_global is for what all databases share.",
+            "\\db in psql lists those that there are.",
+        )
+    if not facts.method_exists:
+        yield Finding(
+            "method",
+            f'there is no table access method "{options.access_method}"',
+            None,
+            "SELECT amname FROM pg_am WHERE amtype = 't' lists those that there are.",
+        )
+    elif not facts.method_is_heap:
+        yield Finding(
+            "method",
+            f'the access method "{options.access_method}" is not the server\'s own heap',
+            "The copy is filled, changed and vacuumed as a heap is, and the files are exchanged as VACUUM FULL does it."
+            " Not every access method can do all of that.",
+            "Try it on a copy of the database first, with --verify full.",
+            fatal=False,
+        )
+    if not facts.compression_exists:
+        yield Finding(
+            "compression",
+            f"this server cannot compress by {options.compression}",
+            "It was built without that library.",
         )
 
 
@@ -347,4 +403,5 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _publications,
     _event_triggers,
     _fillfactor,
+    _layout,
 )

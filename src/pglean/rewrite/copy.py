@@ -280,7 +280,8 @@ def _chunk(run: Run, conn: Connection, worker: str, first: int, end: int) -> int
 
 
 def _statement(run: Run, source: guard.Source, first: int, end: int) -> sql.Composed:
-    names, values = columns(run.table)
+    names, _ = columns(run.table)
+    values = run.job.layout.values()
     return sql.SQL(
         "INSERT INTO {shadow} ({names}) SELECT {values} FROM {table} AS t WHERE t.{tid} >= {first} AND t.{tid} < {end}"
     ).format(

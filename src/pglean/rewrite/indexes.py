@@ -65,7 +65,9 @@ def _create(conn: Connection, job: Job, index: Index, text: str | None, *, postp
     twin = job.twin_name(index.oid)
     # Only a B-tree can be UNIQUE in SQL; a temporal key is a unique GiST in the catalog only.
     unique = sql.SQL("UNIQUE " if index.unique and index.method == "btree" else "")
-    conn.execute(sql.SQL("SET LOCAL default_tablespace = {}").format(sql.Literal(index.tablespace or "")))
+    conn.execute(
+        sql.SQL("SET LOCAL default_tablespace = {}").format(sql.Literal(job.layout.index_tablespace(index) or ""))
+    )
     conn.execute(
         sql.SQL("CREATE {}INDEX {} ON {} USING {}").format(unique, sql.Identifier(twin), job.shadow, fragment(text))
     )

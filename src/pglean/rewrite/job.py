@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 from pglean.catalog import Fingerprint, relation
 from pglean.errors import PgleanError, TakenOver
 from pglean.options import Options
+from pglean.rewrite.layout import Layout
 from pglean.rewrite.phase import FOLLOWS, Phase
 from pglean.server import Connection, scalar
 from pglean.sql import query
@@ -41,6 +42,11 @@ class Job:
     fingerprint: Fingerprint
     #: How often the run was resumed.
     epoch: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """Of the files that the table gets."""
+        return Layout(self.table, self.options)
 
     @property
     def shadow(self) -> sql.Identifier:

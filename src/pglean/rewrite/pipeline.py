@@ -202,29 +202,29 @@ def _plan(server: Server, conn: Connection, oid: int, options: Options, *, busy:
         # The fingerprint comes first: what is changed after it will be noticed.
         fingerprint = catalog.fingerprint(conn, oid)
         table = catalog.load(conn, oid)
-        facts = checks.gather(conn, server.capabilities, table, busy=busy, sessions=sessions)
+        facts = checks.gather(conn, server.capabilities, table, options, busy=busy, sessions=sessions)
         return fingerprint, table, checks.run(facts)
 
     fingerprint, table, findings = patiently(server, conn, oid, ending.patience(server, options), read)
     fatal = [finding for finding in findings if finding.fatal]
     if fatal or fingerprint is None:
         raise Refused(table.qualified_name, fatal)
-    plan = Plan(table, options, fingerprint, tuple(finding for finding in findings if not finding.fatal))
+    warnings = tuple(finding for finding in findings if not finding.fatal)
+    plan = Plan(table, options, fingerprint, warnings, shadow.default_tablespace(conn))
     return replace(plan, warnings=(*plan.warnings, *_space_warnings(conn, plan)))
 
 
 def _space_warnings(conn: Connection, plan: Plan) -> Iterator[Finding]:
     """Where less is free than is surely enough; the run waits before the disk is full (`--min-free`)."""
-    space = disk.of_table(conn, plan.table)
+    space = disk.of_tablespaces(conn, plan.disk_bytes_by_tablespace)
     if space is None:
         return
     try:
         free = space.free_bytes()
     except OSError:
         return
-    default = str(scalar(conn, query("report.default_tablespace")))
     for tablespace, needed in plan.disk_bytes_by_tablespace.items():
-        purpose = disk.purpose_of(tablespace or default)
+        purpose = disk.purpose_of(tablespace or plan.default_tablespace)
         if purpose in free and free[purpose] < needed + plan.options.min_free_bytes:
             yield Finding(
                 "space",
@@ -297,7 +297,7 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
     with server.connect("watch") as keeper, server.connect("run") as control:
         plan = _plan(server, keeper, oid, options, busy=not claim(keeper, oid))
         schema.ensure(control)
-        space = disk.of_table(control, plan.table)
+        space = disk.of_tablespaces(control, plan.disk_bytes_by_tablespace)
         sizes_before = _sizes(server, control, oid, ending.patience(server, options))
         wal_before = int(scalar(control, query("report.wal_bytes")))
         job, first, capture, blocks = _begin(server, keeper, control, plan, on_progress, only)
@@ -361,6 +361,7 @@ def _begin(
         changed = catalog.changed_parts(stored.fingerprint, plan.fingerprint)
         first = RESUMES_WITH[stored.phase]
         if first is not Phase.PLANNED and changed in ([], ["indexes"]):
+            _check_shape(stored, plan)
             try:
                 epoch = jobs.revive(keeper, control, stored, plan.options, __version__)
             except pg.LockNotAvailable as error:
@@ -379,6 +380,18 @@ def _begin(
             hint="What it had done is undone; `pglean repack` begins anew.",
         )
     return jobs.create(control, table, plan.options, plan.fingerprint, __version__), Phase.CAPTURING, None, 0
+
+
+def _check_shape(stored: jobs.Stored, plan: Plan) -> None:
+    """Raise `Refused` where the copy that is kept is not what is asked for now: it may be hours of work."""
+    if different := plan.options.shape_differs(stored.options):
+        finding = Finding(
+            "kept-run",
+            f"run {stored.id} on {plan.table.qualified_name} is kept, and was begun with other options",
+            f"Given differently: {', '.join(different)}.",
+            f"`pglean resume {stored.id}` goes on with it as it was begun, `pglean abort {stored.id}` undoes it.",
+        )
+        raise Refused(plan.table.qualified_name, [finding])
 
 
 @contextlib.contextmanager

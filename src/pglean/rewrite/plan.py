@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pglean.catalog import Fingerprint
 from pglean.errors import Finding
 from pglean.options import Options, Verify
+from pglean.rewrite.layout import Layout
 from pglean.table import Table
 
 
@@ -21,6 +22,8 @@ class Plan:
     fingerprint: Fingerprint
     #: Findings that do not refuse the run.
     warnings: tuple[Finding, ...]
+    #: The database's default tablespace.
+    default_tablespace: str
 
     @property
     def disk_bytes(self) -> int:
@@ -34,11 +37,17 @@ class Plan:
     @property
     def disk_bytes_by_tablespace(self) -> dict[str | None, int]:
         """The same for each tablespace by name, None for the database's default; TOAST lies where the heap does."""
-        table = self.table
-        needed = {table.tablespace: table.heap_bytes + (table.toast.bytes if table.toast else 0)}
+        table, layout = self.table, self.layout
+        needed = {layout.tablespace: table.heap_bytes + (table.toast.bytes if table.toast else 0)}
         for index in table.indexes:
-            needed[index.tablespace] = needed.get(index.tablespace, 0) + index.bytes
+            tablespace = layout.index_tablespace(index)
+            needed[tablespace] = needed.get(tablespace, 0) + index.bytes
         return needed
+
+    @property
+    def layout(self) -> Layout:
+        """Of the files that the table gets."""
+        return Layout(self.table, self.options, self.default_tablespace)
 
     @property
     def _waits(self) -> Iterator[str]:
@@ -67,7 +76,8 @@ class Plan:
         steps = [
             f"record the keys ({key_text}) of changed rows, by three triggers"
             f" (SHARE ROW EXCLUSIVE, a moment; waits at most {options.lock_timeout_ms} ms at a time)",
-            f"copy the rows in chunks of about {options.chunk_ms} ms, {options.jobs} at a time",
+            f"copy the rows in chunks of about {options.chunk_ms} ms, {options.jobs} at a time"
+            + (f" ({self.layout.description})" if self.layout.description else ""),
             "take over the changes recorded meanwhile; freeze the copy",
             f"build {indexes}",
             "catch up with the changes",

@@ -228,7 +228,8 @@ def _delete(run: Run, conn: Connection, worker: str, share: Share | None) -> Non
 
 
 def _insert(run: Run, conn: Connection, worker: str, share: Share | None) -> None:
-    names, values = columns(run.table)
+    names, _ = columns(run.table)
+    values = run.job.layout.values()
     guard.execute(
         conn,
         run.table,

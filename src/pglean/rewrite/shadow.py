@@ -14,15 +14,12 @@ from psycopg import sql
 from pglean.errors import TableChanged
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA, Job
+from pglean.rewrite.layout import Layout
 from pglean.rewrite.run import Run
 from pglean.server import Connection, scalar, transaction
 from pglean.sql import fragment, query
 from pglean.table import Column, Table
 
-_STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "m": "MAIN", "x": "EXTENDED"}
-_COMPRESSION = {"p": "pglz", "l": "lz4"}
-#: Storage parameters that decide how tuples are laid out.
-_LAYOUT = ("fillfactor", "toast_tuple_target")
 #: Of a VACUUM beside a busy application: a millisecond after a hundred pages that were written.
 _REST_MS, _REST_AFTER = 1, 2000
 
@@ -33,14 +30,15 @@ def create(conn: Connection, job: Job) -> None:
     It belongs to the table's owner from the start: index builds and VACUUM then run his code as himself. He has no
     USAGE on the schema, so he cannot reach it.
     """
-    table = job.table
+    table, layout = job.table, job.layout
     conn.execute(
         sql.SQL("CREATE TABLE {} ({}) USING {} WITH ({}){}").format(
             job.shadow,
-            sql.SQL(", ").join(_definition(table, column) for column in table.columns),
-            sql.Identifier(table.method or "heap"),
-            sql.SQL(", ").join(_options(table)),
-            sql.SQL(" TABLESPACE {}").format(sql.Identifier(table.tablespace or _default_space(conn))),
+            sql.SQL(", ").join(_definition(layout, column) for column in table.columns),
+            sql.Identifier(layout.method),
+            sql.SQL(", ").join(_options(layout)),
+            # Said explicitly: default_tablespace may be set for the role.
+            sql.SQL(" TABLESPACE {}").format(sql.Identifier(layout.tablespace or default_tablespace(conn))),
         )
     )
     for column in table.columns:
@@ -48,10 +46,10 @@ def create(conn: Connection, job: Job) -> None:
             conn.execute(
                 sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(job.shadow, sql.Identifier(_dropped_name(column)))
             )
-        elif column.stored and column.storage != column.type_storage:
+        elif column.stored and (storage := layout.storage(column)):
             conn.execute(
                 sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET STORAGE {}").format(
-                    job.shadow, sql.Identifier(column.name), fragment(_STORAGE[column.storage])
+                    job.shadow, sql.Identifier(column.name), fragment(storage)
                 )
             )
     _check_columns(conn, job)
@@ -81,44 +79,37 @@ def _check_columns(conn: Connection, job: Job) -> None:
         )
 
 
-def _default_space(conn: Connection) -> str:
-    # Said explicitly: default_tablespace may be set for the role.
-    return str(
-        scalar(
-            conn,
-            "SELECT t.spcname FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace"
-            " WHERE d.datname = pg_catalog.current_database()",
-        )
-    )
+def default_tablespace(conn: Connection) -> str:
+    """Of the database."""
+    return str(scalar(conn, query("report.default_tablespace")))
 
 
 def _dropped_name(column: Column) -> str:
     return f"........pglean.dropped.{column.number}........"
 
 
-def _definition(table: Table, column: Column) -> sql.Composed:
+def _definition(layout: Layout, column: Column) -> sql.Composed:
     if not column.stored:
         # Its place must be taken, its type is of no matter, since new tuples hold NULL there. Where the original has a
         # TOAST table, perhaps only because of this column, the shadow gets one too: options are kept there. Where it
         # has none, a virtual column of a long type must not bring one.
         return sql.SQL("{} {}").format(
             sql.Identifier(_dropped_name(column) if column.dropped else column.name),
-            fragment("text" if table.toast else "smallint"),
+            fragment("text" if layout.table.toast else "smallint"),
         )
     parts = [sql.Identifier(column.name), fragment(column.type_sql)]
-    if column.compression:
-        parts.append(fragment(f"COMPRESSION {_COMPRESSION[column.compression]}"))
+    if compression := layout.compression(column):
+        parts.append(fragment(f"COMPRESSION {compression}"))
     if column.collation_sql:
         parts.append(fragment(f"COLLATE {column.collation_sql}"))
     return sql.SQL(" ").join(parts)
 
 
-def _options(table: Table) -> list[sql.Composable]:
-    kept = [option for option in table.options if option.partition("=")[0] in _LAYOUT]
+def _options(layout: Layout) -> list[sql.Composable]:
     return [
         *(
             sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value))
-            for name, _, value in (option.partition("=") for option in kept)
+            for name, value in layout.parameters.items()
         ),
         # Our own VACUUM comes when it pays; the server's would compete with the copy.
         sql.SQL("autovacuum_enabled = off"),
@@ -127,7 +118,7 @@ def _options(table: Table) -> list[sql.Composable]:
 
 
 def columns(table: Table, alias: str = "t") -> tuple[sql.Composed, sql.Composed]:
-    """The stored columns as a list of names, and as a list of expressions of `alias`."""
+    """The stored columns as a list of names, and as a list of columns of `alias`."""
     names = [sql.Identifier(column.name) for column in table.columns if column.stored]
     return (
         sql.SQL(", ").join(names),

@@ -10,6 +10,7 @@ One READ COMMITTED transaction:
    The executor sends the invalidations for the rows it updates, as it does for any other.
 5. pg_depend: each TOAST table belongs to the table that now points to it. Their names follow; and their storage
    parameters, which belong to the table by right, change places back.
+   Where another fillfactor, compression or access method was asked for, the table says so from now on.
 6. The shadow's mark that hides it from logical decoding goes. The triggers go. The job's row says `cleaning`.
 
 With `--mvcc-safe` steps 1 to 3 are others (`_settle`): writers are kept away first, the records are taken over and
@@ -159,6 +160,8 @@ def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
     if consumed and run.job.options.mvcc_safe:
         raise PgleanError("something was written under the lock: this is a bug of pglean")
     run.reach("swap: before the exchange")
+    for command in run.job.layout.commands():
+        conn.execute(command)
     shadow = int(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.oid", (f"{SCHEMA}.{run.job.shadow_name}",)))
     indexes = {index.oid for index in run.table.indexes}
     if indexes != set(run.twins):
@@ -174,6 +177,8 @@ def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
     updated = conn.execute(query(f"swap.files{suffix}"), parameters).rowcount
     if updated != 2 + 2 * len(run.twins):
         raise PgleanError(f"the exchange met {updated} relations instead of {2 + 2 * len(run.twins)}")
+    if run.job.options.access_method is not None:
+        conn.execute(query("swap.methods"), parameters)
     _exchange_toast(conn, parameters)
     hold.limit()
     run.capture.switch_off(conn)

@@ -3,7 +3,8 @@
 
 -- name: table
 SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
-       r.rolname, r.rolsuper, am.amname, ts.spcname,
+       r.rolname, r.rolsuper, am.amname,
+       coalesce(am.amhandler = 'heap_tableam_handler(internal)'::regprocedure, false), ts.spcname,
        coalesce(c.reloptions, '{}'),
        CASE WHEN c.relkind IN ('r', 'm', 't') THEN pg_table_size(c.oid) - coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0) ELSE 0 END,
        nullif(c.reltuples, -1)::bigint,
@@ -28,7 +29,8 @@ SELECT a.attnum, a.attname,
        -- Since 18 a NOT NULL constraint may be NOT VALID: attnotnull is set, yet old rows may hold NULL.
        a.attnotnull AND NOT EXISTS (
            SELECT FROM pg_constraint con
-            WHERE con.conrelid = a.attrelid AND con.contype = 'n' AND NOT con.convalidated AND con.conkey = ARRAY[a.attnum])
+            WHERE con.conrelid = a.attrelid AND con.contype = 'n' AND NOT con.convalidated AND con.conkey = ARRAY[a.attnum]),
+       coalesce(t.typlen = -1 AND t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler(internal)'::regprocedure, false)
   FROM pg_attribute a
   LEFT JOIN pg_type t ON t.oid = a.atttypid
  WHERE a.attrelid = %(oid)s AND a.attnum > 0

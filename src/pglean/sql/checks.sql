@@ -50,3 +50,12 @@ SELECT (c.reltuples * (28 + (SELECT sum((1 - s.stanullfrac) * s.stawidth) FROM p
                               WHERE s.starelid = c.oid AND NOT s.stainherit)))::bigint
   FROM pg_class c
  WHERE c.oid = %(oid)s AND c.reltuples > 0
+
+-- name: layout
+-- Whether what was asked for exists; NULL asks for nothing.
+SELECT %(tablespace)s::text IS NULL OR EXISTS (SELECT FROM pg_tablespace WHERE spcname = %(tablespace)s AND spcname <> 'pg_global'),
+       %(method)s::text IS NULL OR EXISTS (SELECT FROM pg_am WHERE amname = %(method)s AND amtype = 't'),
+       %(method)s::text IS NULL OR EXISTS (SELECT FROM pg_am WHERE amname = %(method)s
+                                              AND amhandler = 'heap_tableam_handler(internal)'::regprocedure),
+       %(compression)s::text IS NULL OR EXISTS (SELECT FROM pg_settings
+                                                 WHERE name = 'default_toast_compression' AND %(compression)s = ANY (enumvals))

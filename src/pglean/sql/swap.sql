@@ -10,7 +10,7 @@ UPDATE pg_catalog.pg_class AS c
    SET relfilenode = o.relfilenode, reltablespace = o.reltablespace,
        relpages = o.relpages, reltuples = o.reltuples, relallvisible = o.relallvisible,
        reltoastrelid = o.reltoastrelid, relfrozenxid = o.relfrozenxid, relminmxid = o.relminmxid,
-       relrewrite = 0
+       relam = o.relam, relrewrite = 0
   FROM unnest(%(mine)s::oid[], %(theirs)s::oid[]) AS pair(mine, theirs)
   JOIN pg_catalog.pg_class AS o ON o.oid = pair.theirs
  WHERE c.oid = pair.mine
@@ -20,10 +20,17 @@ UPDATE pg_catalog.pg_class AS c
    SET relfilenode = o.relfilenode, reltablespace = o.reltablespace,
        relpages = o.relpages, reltuples = o.reltuples, relallvisible = o.relallvisible, relallfrozen = o.relallfrozen,
        reltoastrelid = o.reltoastrelid, relfrozenxid = o.relfrozenxid, relminmxid = o.relminmxid,
-       relrewrite = 0
+       relam = o.relam, relrewrite = 0
   FROM unnest(%(mine)s::oid[], %(theirs)s::oid[]) AS pair(mine, theirs)
   JOIN pg_catalog.pg_class AS o ON o.oid = pair.theirs
  WHERE c.oid = pair.mine
+
+-- name: methods
+-- What an access method that is not the server's own is needed by.
+UPDATE pg_catalog.pg_depend
+   SET objid = CASE objid WHEN %(table)s THEN %(shadow)s ELSE %(table)s END
+ WHERE classid = 'pg_catalog.pg_class'::regclass AND objid IN (%(table)s, %(shadow)s) AND objsubid = 0
+   AND refclassid = 'pg_catalog.pg_am'::regclass
 
 -- name: toast_marks
 UPDATE pg_catalog.pg_class AS t
