@@ -260,8 +260,9 @@ def test_columns_settings_are_applied_to_old_rows(db: Database, owner: str) -> N
     )
     assert methods(db, "abcde") == {"pglz"}
     repack(db, "t", during=churn("t"))
-    assert methods(db, "abce") == {None}
-    assert methods(db, "df") == {"pglz"}
+    assert methods(db, "abe") == {None}
+    # There might be no room in a page for those of the column that is PLAIN now.
+    assert methods(db, "cdf") == {"pglz"}
     if _lz4(db):
         db.execute("ALTER TABLE t ALTER d SET COMPRESSION lz4")
         repack(db, "t", during=churn("t"))

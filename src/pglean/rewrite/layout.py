@@ -7,7 +7,8 @@ Values that are compressed are copied by the server as they are, whatever their 
 settings ask for something else, the copy unpacks the value on its way, by functions of the server's own that neither
 look into it nor know its type: an array of one element holds it unpacked, and so does an array that another, empty
 one is appended to. (Casts to text and back were rejected: slow, code of the type's owner, and not exact for each type.)
-Values that are stored as their column says are not touched.
+Values that are stored as their column says are not touched; nor are those of a column that was set to PLAIN, for which
+a page might have no room.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Layout:
         if not compressible(column):
             return value
         compression = self.compression(column)
-        if column.storage in ("p", "e"):
+        if column.storage == "e":
             other: sql.Composable = sql.SQL("IS NOT NULL")
         elif compression is not None:
             other = sql.SQL("OPERATOR(pg_catalog.<>) {}").format(sql.Literal(compression.value))
