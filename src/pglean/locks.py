@@ -247,7 +247,7 @@ class Patience:
     def escalate(self, conn: Connection, table: Named, mode: Mode) -> None:
         """Cancel an autovacuum that is in the way; with --kill-backend, when the patience is over, others as well."""
         if self._waited_s >= _AUTOVACUUM_AFTER_S:
-            self._act(conn, table, mode, "locks.cancel_autovacuum", "cancelled")
+            self._end(conn, table, mode, autovacuum_only=True)
         if not self.policy.kill_backend:
             return
         step = int(self._waited_s // max(self.policy.wait_timeout_s, 0.001))
@@ -255,14 +255,20 @@ class Patience:
             # One after the other, even where the time for both has come.
             self._escalated += 1
             self._just_escalated = True
-            if self._escalated == 1:
-                self._act(conn, table, mode, "locks.cancel", "cancelled")
-            else:
-                self._act(conn, table, mode, "locks.terminate", "terminated")
+            self._end(conn, table, mode, terminate=self._escalated == 2)
 
-    def _act(self, conn: Connection, table: Named, mode: Mode, statement: str, verb: str) -> None:
-        """Cancel or terminate, and say whom."""
-        for who, done in conn.execute(query(statement), {"oid": table.oid, "modes": _CONFLICTS[mode]}).fetchall():
+    def _end(
+        self, conn: Connection, table: Named, mode: Mode, *, terminate: bool = False, autovacuum_only: bool = False
+    ) -> None:
+        """Cancel who holds a lock that conflicts, or terminate their sessions, and say whom."""
+        verb = "terminated" if terminate else "cancelled"
+        parameters = {
+            "oid": table.oid,
+            "modes": _CONFLICTS[mode],
+            "terminate": terminate,
+            "autovacuum_only": autovacuum_only,
+        }
+        for who, done in conn.execute(query("locks.end"), parameters).fetchall():
             # An autovacuum that takes its time to end is met at each attempt.
             if done and (what := f"{verb} {who}") not in self._done:
                 self._done[what] = None

@@ -128,6 +128,7 @@ def test_19_table_locked_before_the_run(play: Play, what: str) -> None:
             asked.result(10)
     assert f"pid {holder.pid} (postgres" in str(caught.value)
     assert "transaction open for 00:00:0" in str(caught.value)
+    assert "query begun 00:00:0" in str(caught.value)
     assert "LOCK TABLE t IN ACCESS EXCLUSIVE MODE" in str(caught.value)
     holder.conn.commit()
     play.repack()

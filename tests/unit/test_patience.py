@@ -50,13 +50,15 @@ class Bench:
         assert seconds > 0
         self.now += seconds
 
-    def execute(self, name: str, _: object) -> Bench:
-        self.events.append((self.now, name))
+    def execute(self, name: str, parameters: dict[str, Any]) -> Bench:
+        assert name == "locks.end"
+        verb = "terminate" if parameters["terminate"] else "cancel"
+        self.events.append((self.now, "cancel autovacuum" if parameters["autovacuum_only"] else verb))
         return self
 
     def fetchall(self) -> list[tuple[str, bool]]:
         """Whom the last statement has reached, or not."""
-        return [] if self.events[-1][1] == "locks.cancel_autovacuum" else [("pid 7 (joe)", True), ("pid 8", False)]
+        return [] if self.events[-1][1] == "cancel autovacuum" else [("pid 7 (joe)", True), ("pid 8", False)]
 
     def wait(self) -> LockNotObtained:
         """Try in vain until it is given up."""
@@ -84,7 +86,7 @@ def test_nobody_is_cancelled_unasked(monkeypatch: pytest.MonkeyPatch, timeout_s:
     assert "--kill-backend" in error.hint
     assert bench.messages == []
     # An autovacuum is another matter: the server itself would cancel it for any other statement.
-    assert {name for _, name in bench.events} <= {"attempt", "locks.cancel_autovacuum"}
+    assert {name for _, name in bench.events} <= {"attempt", "cancel autovacuum"}
     assert timeout_s <= bench.now <= timeout_s + 2 * attempt_s + 0.001
     assert set(bench.told) <= {"ACCESS EXCLUSIVE lock; pid 7"}
 
@@ -105,14 +107,14 @@ def test_first_cancelled_then_terminated_then_given_up(
     ]
     assert error.detail == "It was late. Blocked by pid 7. Cancelled pid 7 (joe). Terminated pid 7 (joe)."
     assert error.hint == "Wait for these sessions to end, or raise --wait-timeout."
-    steps = [(at, name) for at, name in bench.events if name in {"locks.cancel", "locks.terminate"}]
-    assert [name for _, name in steps] == ["locks.cancel", "locks.terminate"]
+    steps = [(at, name) for at, name in bench.events if name in {"cancel", "terminate"}]
+    assert [name for _, name in steps] == ["cancel", "terminate"]
     assert steps[0][0] >= timeout_s
     assert steps[1][0] >= 2 * timeout_s
     # None of them in vain: the lock is tried again after each.
-    names = [name for _, name in bench.events if name != "locks.cancel_autovacuum"]
-    assert names[names.index("locks.cancel") + 1] == "attempt"
-    assert names[names.index("locks.terminate") + 1] == "attempt"
+    names = [name for _, name in bench.events if name != "cancel autovacuum"]
+    assert names[names.index("cancel") + 1] == "attempt"
+    assert names[names.index("terminate") + 1] == "attempt"
 
 
 PREPARED = Blocker("prepared transaction 'it''s'", gid="'it''s'")

@@ -21,6 +21,7 @@ SELECT CASE WHEN l.pid IS NULL
                  || coalesce(a.usename, '?') || coalesce(', ' || nullif(a.application_name, ''), '')
                  || coalesce(', ' || a.state, '')
                  || coalesce(', transaction open for ' || date_trunc('second', clock_timestamp() - a.xact_start), '')
+                 || coalesce(', query begun ' || date_trunc('second', clock_timestamp() - a.query_start) || ' ago', '')
                  || coalesce(': ' || nullif(left(regexp_replace(a.query, '\s+', ' ', 'g'), 80), ''), '') || ')'
        END,
        CASE WHEN l.pid IS NULL THEN quote_literal(p.gid) END,
@@ -37,31 +38,13 @@ SELECT CASE WHEN l.pid IS NULL
  ORDER BY l.granted DESC, a.xact_start
  LIMIT 10
 
--- name: cancel_autovacuum
+-- name: end
+-- Cancels or terminates who holds such a lock; never an autovacuum that prevents wraparound.
 SELECT 'pid ' || a.pid || ' (' || concat_ws(', ', nullif(a.backend_type, 'client backend'), a.usename, nullif(a.application_name, ''), a.state) || ')',
-       pg_cancel_backend(a.pid)
+       CASE WHEN %(terminate)s THEN pg_terminate_backend(a.pid) ELSE pg_cancel_backend(a.pid) END
   FROM pg_stat_activity a
- WHERE a.backend_type = 'autovacuum worker' AND a.query NOT LIKE '%%to prevent wraparound%%' AND a.pid <> pg_backend_pid()
-   AND EXISTS (SELECT FROM pg_locks l
-                WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.relation = %(oid)s AND l.granted
-                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                  AND l.mode = ANY (%(modes)s))
-
--- name: cancel
-SELECT 'pid ' || a.pid || ' (' || concat_ws(', ', nullif(a.backend_type, 'client backend'), a.usename, nullif(a.application_name, ''), a.state) || ')',
-       pg_cancel_backend(a.pid)
-  FROM pg_stat_activity a
- WHERE NOT (a.backend_type = 'autovacuum worker' AND a.query LIKE '%%to prevent wraparound%%') AND a.pid <> pg_backend_pid()
-   AND EXISTS (SELECT FROM pg_locks l
-                WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.relation = %(oid)s AND l.granted
-                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                  AND l.mode = ANY (%(modes)s))
-
--- name: terminate
-SELECT 'pid ' || a.pid || ' (' || concat_ws(', ', nullif(a.backend_type, 'client backend'), a.usename, nullif(a.application_name, ''), a.state) || ')',
-       pg_terminate_backend(a.pid)
-  FROM pg_stat_activity a
- WHERE NOT (a.backend_type = 'autovacuum worker' AND a.query LIKE '%%to prevent wraparound%%') AND a.pid <> pg_backend_pid()
+ WHERE CASE a.backend_type WHEN 'autovacuum worker' THEN a.query NOT LIKE '%%to prevent wraparound%%' ELSE NOT %(autovacuum_only)s END
+   AND a.pid <> pg_backend_pid()
    AND EXISTS (SELECT FROM pg_locks l
                 WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.relation = %(oid)s AND l.granted
                   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())

@@ -20,6 +20,7 @@ SELECT a.pid, l.virtualtransaction,
        || coalesce(a.usename, '?') || coalesce(', ' || nullif(a.application_name, ''), '')
        || coalesce(', ' || a.state, '')
        || coalesce(', transaction open for ' || date_trunc('second', clock_timestamp() - a.xact_start), '')
+       || coalesce(', query begun ' || date_trunc('second', clock_timestamp() - a.query_start) || ' ago', '')
        || coalesce(': ' || nullif(left(regexp_replace(a.query, '\s+', ' ', 'g'), 80), ''), '') || ')',
        age(a.backend_xmin) > age(%(xmin)s::xid),
        EXISTS (SELECT FROM pg_ls_dir('pg_snapshots') AS file
