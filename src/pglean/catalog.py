@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+from psycopg import errors as pg
 from psycopg import sql
 
-from pglean.errors import IndexesChanged, TableChanged, UsageError
+from pglean.errors import Finding, IndexesChanged, Refused, TableChanged, UsageError
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
 from pglean.table import Column, Index, Key, KeyColumn, Table, Toast
@@ -37,7 +38,7 @@ def split_names(value: str) -> list[str]:
 def resolve(server: Server, conn: Connection, name: str) -> int:
     """The OID of the relation that `name` means to our role: by its own search path, quoted as in SQL.
 
-    Raises `UsageError` where there is none, or where `name` is no name.
+    Raises `UsageError` where there is none, or where `name` is no name; `Refused` where our role may not look there.
     """
     try:
         with transaction(conn):
@@ -46,6 +47,10 @@ def resolve(server: Server, conn: Connection, name: str) -> int:
                 (server.capabilities.search_path,),
             )
             oid = scalar(conn, "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid", (name,))
+    except pg.InsufficientPrivilege as error:
+        message = error.diag.message_primary or "permission denied"
+        hint = f'GRANT USAGE on that schema to "{server.capabilities.role}", or connect as a superuser (-U).'
+        raise Refused(name, [Finding("rights", f"{name} cannot be looked up: {message}", None, hint)]) from error
     except psycopg.Error as error:
         raise UsageError(f"invalid table name: {name}", detail=error.diag.message_primary) from error
     if oid is None:

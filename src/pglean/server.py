@@ -105,6 +105,7 @@ class Capabilities:
     #: The role that logged in: another one where `role` was set for it, or for the database.
     login_role: str
     is_superuser: bool
+    login_is_superuser: bool
     in_recovery: bool
     block_bytes: int
     max_connections: int
@@ -310,6 +311,7 @@ def _capabilities(conn: Connection, search_path: str) -> Capabilities:
         """
         SELECT pg_catalog.current_database(), current_user, session_user,
                (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
+               (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user),
                pg_catalog.pg_is_in_recovery(),
                pg_catalog.current_setting('block_size')::int,
                pg_catalog.current_setting('max_connections')::int,
@@ -317,13 +319,15 @@ def _capabilities(conn: Connection, search_path: str) -> Capabilities:
         """
     ).fetchone()
     assert row is not None
-    database, role, login_role, is_superuser, in_recovery, block_bytes, max_connections, has_plpgsql = row
+    database, role, login_role, is_superuser, login_is_superuser, *others = row
+    in_recovery, block_bytes, max_connections, has_plpgsql = others
     return Capabilities(
         version=conn.info.server_version,
         database=database,
         role=role,
         login_role=login_role,
         is_superuser=is_superuser,
+        login_is_superuser=login_is_superuser,
         in_recovery=in_recovery,
         block_bytes=block_bytes,
         max_connections=max_connections,

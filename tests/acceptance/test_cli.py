@@ -507,10 +507,27 @@ def test_ordinary_roles_are_told_what_is_missing(stage: Stage, run: Run) -> None
     status, out, err = run("repack", "-t", "items", "-U", "nobody_special")
     assert (status, out) == (3, "")
     assert 'role "nobody_special" is not a superuser' in err
-    for command in ("status", "cleanup", "uninstall"):
-        status, out, err = run(command, "-U", "nobody_special")
-        assert (status, out) == (1, "")
-        assert "permission denied for schema pglean" in err
+    commands = ("status", "log", "cleanup", "uninstall", "resume", "resume 1", "pause 1", "swap 1", "abort 1")
+    for command in commands:
+        status, out, err = run(*command.split(), "-U", "nobody_special")
+        assert (status, out) == (3, "")
+        assert err.startswith('pglean: error: permission denied for schema pglean: role "nobody_special" is not a')
+        assert "HINT:  Connect as a superuser (-U)" in err
+    stage.db.execute("DROP SCHEMA pglean CASCADE")
+    told = {}
+    for command in commands:
+        status, out, err = run(*command.split(), "-U", "nobody_special")
+        told[command] = (status, out or err.splitlines()[0])
+    nowhere = (2, "pglean: error: there is no run 1 that is not over")
+    assert told == {
+        "status": (0, "no run is in progress, none has left anything\n"),
+        "log": (0, "no run is over yet\n"),
+        "cleanup": (0, "nothing to clean up\n"),
+        "uninstall": (0, "there is no schema pglean\n"),
+        "resume": (1, "pglean: error: no run is paused or interrupted"),
+        "resume 1": (2, "pglean: error: there is no run 1 to be resumed"),
+        **dict.fromkeys(("pause 1", "swap 1", "abort 1"), nowhere),
+    }
 
 
 # ---- connections

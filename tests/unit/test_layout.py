@@ -36,6 +36,7 @@ ORDER = [
     "capture.*",
     "rewrite.phase",
     "rewrite.layout",
+    "rewrite.rights",
     "rewrite.checks",
     "rewrite.plan",
     "rewrite.schema",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pglean.errors import Finding
 from pglean.options import Options
+from pglean.rewrite import rights
 from pglean.server import Capabilities, Connection, scalar
 from pglean.sql import query
 from pglean.table import Table, quote_name
@@ -35,8 +36,9 @@ class Facts:
     horizon_holders: tuple[str, ...]
     #: Event triggers that fire for DDL of ours.
     event_triggers: tuple[str, ...]
-    #: What takes back that our role is another than the one that logged in; None where nothing in the catalog says so.
-    role_reset: str | None
+    #: Who we are there; and what we may do to the table where we are no superuser and it is an ordinary one.
+    session: rights.Session
+    on_table: rights.OnTable | None
     #: Sessions that the run will open in all (0: not known), those of others, and how many are kept for superusers.
     sessions: int
     other_sessions: int
@@ -62,7 +64,6 @@ def gather(
     owner = conn.execute(query("catalog.schema_owner")).fetchone()
     others = conn.execute(query("checks.connections")).fetchone()
     assert others is not None
-    changed = server.role != server.login_role
     wanted = {
         "tablespace": options.tablespace,
         "method": options.access_method,
@@ -70,6 +71,7 @@ def gather(
     }
     layout = conn.execute(query("checks.layout"), wanted).fetchone()
     assert layout is not None
+    ordinary = table.kind == "r" and not table.is_system
     return Facts(
         server=server,
         table=table,
@@ -79,7 +81,8 @@ def gather(
         all_tables=tuple(row[0] for row in conn.execute(query("checks.all_tables"))),
         horizon_holders=tuple(row[0] for row in conn.execute(query("checks.horizon"))),
         event_triggers=tuple(row[0] for row in conn.execute(query("checks.event_triggers"))),
-        role_reset=scalar(conn, query("checks.role_setting")) if changed else None,
+        session=rights.of_session(conn),
+        on_table=rights.on_table(conn, table.oid) if ordinary and not server.is_superuser else None,
         sessions=sessions,
         other_sessions=int(others[0]),
         reserved_sessions=int(others[1]),
@@ -151,8 +154,8 @@ def of_connections(conn: Connection, server: Capabilities, sessions: int) -> Ite
 
 
 def _too_many(server: Capabilities, sessions: int, others: int, kept: int) -> Iterator[Finding]:
-    # Reserved ones are for superusers, as which we come; who is none is refused for that already.
-    reserved = 0 if server.is_superuser else kept
+    # Reserved ones are for those who log in as superusers; who works as one only afterwards has to do without.
+    reserved = 0 if server.login_is_superuser else kept
     free = max(server.max_connections - reserved - others, 0)
     if sessions > free:
         yield Finding(
@@ -165,23 +168,10 @@ def _too_many(server: Capabilities, sessions: int, others: int, kept: int) -> It
 
 
 def _rights(facts: Facts) -> Iterator[Finding]:
-    server = facts.server
-    if not server.is_superuser and server.role != server.login_role:
-        yield Finding(
-            "rights",
-            f'the session of "{server.login_role}" works as role "{server.role}", which is not a superuser',
-            "That role is set for the database or for who logs in, or by an option of the connection."
-            " Exchanging the files of a table under its OID writes to pg_class, which only a superuser may.",
-            "Connect with PGOPTIONS='-c role=none' as a superuser"
-            + (f", or take the setting back: {facts.role_reset}" if facts.role_reset else "."),
-        )
-    elif not server.is_superuser:
-        yield Finding(
-            "rights",
-            f'role "{server.role}" is not a superuser',
-            "Exchanging the files of a table under its OID writes to pg_class, which only a superuser may.",
-            "Connect as a superuser (-U), e.g. the role that initdb created.",
-        )
+    yield from rights.findings(facts.session, facts.on_table)
+
+
+def _schema(facts: Facts) -> Iterator[Finding]:
     if facts.schema_owner is not None:
         owner, trusted, shared = facts.schema_owner
         if not trusted:
@@ -395,6 +385,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _server,
     _connections,
     _rights,
+    _schema,
     _kind,
     _key,
     _indexes,

@@ -6,6 +6,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pglean.errors import LockNotObtained, PgleanError
+from pglean.rewrite import rights
 from pglean.server import Connection, scalar, transaction
 from pglean.sql import fragment, migrations, query
 
@@ -16,7 +17,7 @@ _LOCK_TIMEOUT = "5s"
 def version(conn: Connection) -> int | None:
     """The newest migration that was applied; None where there is no schema pglean.
 
-    Raises `PgleanError` where the schema is not ours, or our role may not look into it.
+    Raises `PgleanError` where the schema is not ours, `Refused` where our role is not a superuser.
     """
     owner = conn.execute(query("catalog.schema_owner")).fetchone()
     if owner is None:
@@ -27,11 +28,8 @@ def version(conn: Connection) -> int | None:
             f'there is a schema "pglean" that is not ours (owner "{name}")',
             hint="Rename or drop it: ALTER SCHEMA pglean RENAME TO something_else;",
         )
-    if not scalar(conn, "SELECT pg_catalog.has_schema_privilege('pglean', 'USAGE')"):
-        raise PgleanError(
-            "permission denied for schema pglean",
-            hint="Connect as a superuser (-U).",
-        )
+    # Also who has inherited the owner's rights: what he would make there would not be a superuser's.
+    rights.require_superuser(conn)
     found = scalar(conn, "SELECT pg_catalog.max(version) FROM pglean.version")
     if found is None:
         raise PgleanError(

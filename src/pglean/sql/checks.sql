@@ -22,19 +22,6 @@ SELECT evtname FROM pg_event_trigger e
                     WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e')
  ORDER BY evtname
 
--- name: role_setting
--- Where the role of this session was set, most binding first, as the command that takes it back.
-SELECT CASE WHEN s.setrole = 0 THEN 'ALTER DATABASE ' || quote_ident(current_database())
-            ELSE 'ALTER ROLE ' || quote_ident(session_user)
-                 || CASE WHEN s.setdatabase <> 0 THEN ' IN DATABASE ' || quote_ident(current_database()) ELSE '' END
-       END || ' RESET role;'
-  FROM pg_db_role_setting s
- WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-   AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
-   AND EXISTS (SELECT FROM unnest(s.setconfig) AS c WHERE starts_with(c, 'role='))
- ORDER BY s.setrole <> 0 AND s.setdatabase <> 0 DESC, s.setrole <> 0 DESC
- LIMIT 1
-
 -- name: connections
 -- Of ordinary sessions: how many others there are, and how many are kept for superusers and other privileged roles. Ours
 -- that have been opened so far still have the names that they began with.
