@@ -135,8 +135,8 @@ class Subscriber:
         # After an error there would be another.
         assert self._pid() == self._worker
         if self.db.server.version >= 150000:
-            errors = "SELECT apply_error_count, sync_error_count FROM pg_stat_subscription_stats WHERE subname = %s"
-            assert self.db.fetchall(errors, (self._name,)) == [(0, 0)]
+            errors = "SELECT apply_error_count FROM pg_stat_subscription_stats WHERE subname = %s"
+            assert self.db.fetchall(errors, (self._name,)) == [(0,)]
         assert self.db.scalar("SELECT to_regnamespace('pglean')") is None
 
     def _pid(self) -> int | None:
