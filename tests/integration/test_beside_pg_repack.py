@@ -5,6 +5,8 @@ Compared are what was rewritten, the rows, their order where one was asked for, 
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +20,18 @@ from pglean.embedded import EmbeddedServer
 from tests.servers import Database, create_database
 from tests.support import oracle
 
-#: Tables of many kinds, each with dead rows between the others.
+DOCUMENT = Path(__file__).parents[2] / "docs" / "from-pg_repack.md"
+
+#: Tables of many kinds, each with dead rows between the others. Rows of one that is sorted are of the same length: a
+#: shorter one may be put into the rest of an earlier page.
 DEFINITION = """
 CREATE EXTENSION pg_repack;
 CREATE EXTENSION btree_gist;
 
 CREATE TABLE plain (id int PRIMARY KEY, u int NOT NULL UNIQUE, v text) WITH (autovacuum_enabled = off);
 CREATE INDEX plain_v ON plain (lower(v)) WHERE id > 10;
-INSERT INTO plain SELECT g, (g * 7919) % 100003, repeat('v' || g, 10) FROM generate_series(1, 6000) AS g;
+INSERT INTO plain SELECT g, (g * 7919) % 100003, repeat('V' || to_char(g % 6000, 'FM0000'), 10)
+  FROM generate_series(1, 6000) AS g;
 
 CREATE TABLE toasted (id int PRIMARY KEY, compressed text, uncompressed text);
 ALTER TABLE toasted ALTER uncompressed SET STORAGE EXTERNAL;
@@ -248,6 +254,21 @@ def by_pglean(arena: Arena, arguments: list[str], monkeypatch: pytest.MonkeyPatc
         if db.scalar("SELECT to_regnamespace('pglean') IS NOT NULL"):
             oracle.assert_nothing_left(db)
         return after
+
+
+def test_every_option_is_taken_and_explained(bindir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = bindir / "pg_repack"
+    if not program.is_file():
+        pytest.skip("pg_repack is not installed for this server")
+    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"^  (?:(-\w), )?(--[a-z-]+)", told, re.MULTILINE))
+    assert len(options) > 25
+    assert cli.run(["repack", "--help"]) == 0
+    taken = set(re.findall(r"(?<!\S)--?[\w-]+", capsys.readouterr().out))
+    explained = set(re.findall(r"(?<![\w-])--?[a-zA-Z-]+", DOCUMENT.read_text(encoding="utf-8")))
+    for short, long in options:
+        assert {short, long} - {""} <= taken
+        assert {short, long} - {""} <= explained
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
