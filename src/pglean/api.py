@@ -26,7 +26,10 @@ from pglean.server import Server
 
 
 class Database:
-    """One database of a running server; made by `pglean.connect`. Safe to use from one thread at a time."""
+    """One database of a running server; made by `pglean.connect`. Safe to use from one thread at a time.
+
+    What looks into the schema `pglean` raises `Refused` for whoever is not a superuser, where there is that schema.
+    """
 
     def __init__(self, server: Server) -> None:
         self.server = server

@@ -250,6 +250,7 @@ def test_login_that_works_as_another_role(table: Database, role: Callable[[str],
     assert offered(finding) == online(table.server.version)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("service", ["rds_superuser", "cloudsqlsuperuser", "alloydbsuperuser", "azure_pg_admin"])
 def test_managed_services(table: Database, role: Callable[[str], str], service: str) -> None:
     """There is no superuser to connect as."""
@@ -266,6 +267,7 @@ def test_managed_services(table: Database, role: Callable[[str], str], service: 
     assert offered(finding) == online(table.server.version)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     "relation",
     ["CREATE VIEW r AS SELECT 1", "CREATE SEQUENCE r", "CREATE TABLE r (id int PRIMARY KEY) PARTITION BY RANGE (id)"],
