@@ -73,8 +73,8 @@ SETTINGS: dict[str, str] = {
 }
 
 
-#: Images of whole pages in the WAL (a third of what a run writes, that of building indexes above all) are compressed, where
-#: the server can do so at little cost and its administrator has not chosen another method.
+#: Images of whole pages in the WAL, those of index builds above all, are compressed where that costs the server
+#: little and its administrator has not chosen otherwise.
 _WAL_COMPRESSION = """
 SELECT pg_catalog.set_config('wal_compression', 'lz4', false) FROM pg_catalog.pg_settings
  WHERE name OPERATOR(pg_catalog.=) 'wal_compression' AND setting OPERATOR(pg_catalog.=) 'off'
