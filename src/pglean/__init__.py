@@ -16,9 +16,11 @@ from pglean.progress import Progress
 from pglean.result import RelationSize, Result
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.status import Finished, Status
+from pglean.selection import Chosen
 from pglean.version import __version__
 
 __all__ = [
+    "Chosen",
     "Database",
     "Finding",
     "Finished",

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from pglean import catalog
+from pglean import catalog, selection
 from pglean.errors import PgleanError, UsageError
 from pglean.locks import Patience, Policy
 from pglean.options import Compression, InvalidIndexes, Options, Verify, Window
@@ -22,6 +22,7 @@ from pglean.rewrite import pipeline, schema, steering
 from pglean.rewrite import status as runs
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.status import Finished, Status
+from pglean.selection import Chosen, Selection
 from pglean.server import Server
 
 
@@ -33,6 +34,38 @@ class Database:
 
     def __init__(self, server: Server) -> None:
         self.server = server
+
+    def select(
+        self,
+        *,
+        tables: Sequence[str] = (),
+        parents: Sequence[str] = (),
+        schemas: Sequence[str] = (),
+        without_extensions: Sequence[str] = (),
+    ) -> list[Chosen]:
+        """The tables that are meant by these, with their sizes; without any, all of the database that hold rows.
+
+        `tables` are names as in SQL, and patterns as psql's ``\\dt`` takes them; `parents` stand for all that inherits
+        from them, and for their partitions; of `schemas` (names or patterns) all tables are meant. Those of
+        `without_extensions` are left out; one that does not exist has none. Whether a table can be repacked is not
+        looked at: `plan` says that. The largest gain comes first, names come in the order in which they are given.
+
+        Locks: ACCESS SHARE on each, for the moment in which its size is read; nobody is waited for.
+        Raises `UsageError` where something means nothing, or they exclude each other.
+        """
+        wanted = Selection(tuple(tables), tuple(parents), tuple(schemas), tuple(without_extensions))
+        with _told(self.server), self.server.connect("preflight") as conn:
+            return selection.select(self.server, conn, wanted)
+
+    def databases(self) -> list[str]:
+        """The databases of the server, in order, that allow connections and are no templates. Takes no lock."""
+        with _told(self.server), self.server.connect("preflight") as conn:
+            return selection.databases(conn)
+
+    def in_database(self, name: str) -> Database:
+        """Another database of the same server, with the same credentials. Raises `ConnectionLost`, `UsageError`."""
+        with _told(self.server):
+            return Database(self.server.clone(name))
 
     def plan(self, table: str, options: Options | None = None, **changes: Any) -> Plan:
         """What `repack` would do, with sizes. Touches nothing, takes no lock but ACCESS SHARE on catalogs.

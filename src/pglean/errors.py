@@ -180,9 +180,9 @@ class Incomplete(PgleanError):
 
     exit_status = 9
 
-    def __init__(self, failures: dict[str, PgleanError], done: int) -> None:
+    def __init__(self, failures: dict[str, PgleanError], done: int, what: str = "tables") -> None:
         self.failures = failures
         super().__init__(
-            f"{len(failures)} of {done + len(failures)} tables {'was' if len(failures) == 1 else 'were'} not repacked",
+            f"{len(failures)} of {done + len(failures)} {what} {'was' if len(failures) == 1 else 'were'} not repacked",
             detail="\n".join(f"{table}: {error.message}" for table, error in failures.items()),
         )

@@ -205,8 +205,26 @@ def error_text(error: PgleanError) -> Text:
     return Text("\n".join(lines))
 
 
-def error_json(table: str, error: PgleanError) -> dict[str, object]:
-    """A failure for machines."""
+def batch_text(done: Sequence[Result | Plan], skipped: int, failed: int) -> str:
+    """How many tables were done, or would be, and what that has given back."""
+    results = [result for result in done if isinstance(result, Result)]
+    before, after = (
+        sum(size) for size in ([result.bytes_before for result in results], [result.bytes_after for result in results])
+    )
+    parts = [f"{counted(len(done), 'table')} {'repacked' if len(results) == len(done) else 'would be repacked'}"]
+    parts += [f"{skipped:,} skipped"] if skipped else []
+    parts += [f"{failed:,} not done"] if failed else []
+    sizes = f"; {bytes_text(before)} before, {bytes_text(after)} after" if results else ""
+    return ", ".join(parts) + sizes
+
+
+def skipped_json(table: str, error: PgleanError) -> dict[str, object]:
+    """A table that nobody has named, and that cannot be repacked, for machines."""
+    return {**error_json(table, error), "status": "skipped", "exit_status": 0}
+
+
+def error_json(table: str | None, error: PgleanError) -> dict[str, object]:
+    """A failure for machines; where it is one of the whole database, there is no table."""
     findings = getattr(error, "findings", ())
     return {
         "table": table,

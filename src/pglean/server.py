@@ -20,6 +20,7 @@ from typing import Any, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, tuple_row
 
 from pglean.errors import ConnectionLost, DiskFull, Interrupted, PgleanError, UsageError
@@ -213,12 +214,13 @@ class Server:
                 hint="Connect to the server itself.",
             )
 
-    def clone(self) -> Server:
+    def clone(self, database: str | None = None) -> Server:
         """Another of the same database, for a run at the same time: what ends that run does not end the others.
 
+        Or of another `database` of the same server, with the same credentials.
         A `cancel` of this one is one of that, too. Raises what `Server` raises.
         """
-        other = Server(self._conninfo)
+        other = Server(self._conninfo if database is None else make_conninfo(self._conninfo, dbname=database))
         with self._lock:
             self._clones.append(other)
         if self._cancelled.is_set():

@@ -291,8 +291,10 @@ def test_some_of_several_refused(stage: Stage, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["repack"], "no table was named"),
         (["repack", "-t", ""], "no table was named"),
+        (["repack", "-t", "items", "-I", " , "], "no parent table was named"),
+        (["repack", "-c", ""], "no schema was named"),
+        (["repack", "-C", ""], "no extension was named"),
         (["repack", "-t", "absent"], 'relation "absent" does not exist'),
         (["repack", "-t", "a.b.c.d"], "invalid table name: a.b.c.d"),
         (["repack", "-t", "items", "-j", "0"], "invalid value for option --jobs: 0"),

@@ -130,7 +130,8 @@ def test_json_of_what_comes_before_the_first_table(
     for result in results:
         assert (result["status"], result["exit_status"]) == ("failed", status)
         assert message in result["message"]
-    assert json.loads(run("repack", "--json")[1]) == []
+    (result,) = json.loads(run("repack", "-t", "", "--json")[1])
+    assert (result["table"], result["exit_status"], result["message"]) == (None, 2, "no table was named")
 
 
 # ---- passwords that nobody gives

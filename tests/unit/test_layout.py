@@ -27,6 +27,7 @@ ORDER = [
     "pausepoint",
     "server",
     "catalog",
+    "selection",
     "locks",
     "processors",
     "disk",

@@ -15,22 +15,25 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import click
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pglean.api import Database
+from pglean.cli.sections import Section
 from pglean.errors import ConnectionLost, UsageError
 from pglean.server import Server, invalid_conninfo
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_NO_PASSWORD = "no password supplied"
+_SECTION = Section("Connection")
 _OPTIONS = (
     click.argument("dbname", required=False),
-    click.option("-d", "--dbname", "dbname_option", metavar="DBNAME", help="Database, connection string or URI."),
-    click.option("-h", "--host", help="Server's host name or socket directory."),
-    click.option("-p", "--port", help="Server's port."),
-    click.option("-U", "--username", help="Role to connect as."),
-    click.option("-w", "--no-password", is_flag=True, help="Never ask for a password."),
-    click.option("-W", "--password", "ask_password", is_flag=True, help="Ask for a password before connecting."),
+    _SECTION.option("-d", "--dbname", "dbname_option", metavar="DBNAME", help="Database, connection string or URI."),
+    _SECTION.option("-h", "--host", help="Server's host name or socket directory."),
+    _SECTION.option("-p", "--port", help="Server's port."),
+    _SECTION.option("-U", "--username", help="Role to connect as."),
+    _SECTION.option("-w", "--no-password", is_flag=True, help="Never ask for a password."),
+    _SECTION.option("-W", "--password", "ask_password", is_flag=True, help="Ask for a password before connecting."),
 )
 
 
@@ -49,9 +52,12 @@ def open_database(
     username: str | None,
     no_password: bool,
     ask_password: bool,
+    *,
+    whole_server: bool = False,
 ) -> Database:
     """Connect as psql would: PG* environment, service and password files; a password is asked for on a terminal.
 
+    With `whole_server` and no database named, to `postgres`, or `template1` where there is no such, as vacuumdb --all.
     Raises `UsageError`, `ConnectionLost`.
     """
     if dbname and dbname_option:
@@ -67,15 +73,28 @@ def open_database(
             conninfo = make_conninfo(dbname=target or None, **parameters)
     except Exception as error:
         raise invalid_conninfo(error, target) from error
+    connect = _to_any_database if whole_server and "dbname" not in conninfo_to_dict(conninfo) else Server
     if ask_password:
-        return Database(Server(_with_password(conninfo)))
+        return Database(connect(_with_password(conninfo)))
     try:
-        return Database(Server(conninfo))
+        return Database(connect(conninfo))
     except ConnectionLost as error:
-        wanted = "no password supplied" in error.message
+        wanted = _NO_PASSWORD in error.message
         if not wanted or no_password or not sys.stdin.isatty():
             raise
-    return Database(Server(_with_password(conninfo)))
+    return Database(connect(_with_password(conninfo)))
+
+
+def _to_any_database(conninfo: str) -> Server:
+    try:
+        return Server(make_conninfo(conninfo, dbname="postgres"))
+    except ConnectionLost as error:
+        if _NO_PASSWORD in error.message:
+            raise
+        try:
+            return Server(make_conninfo(conninfo, dbname="template1"))
+        except ConnectionLost:
+            raise error from None
 
 
 def _with_password(conninfo: str) -> str:

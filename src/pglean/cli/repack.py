@@ -1,62 +1,56 @@
-"""`pglean repack`: parse, call the API per table, render."""
+"""`pglean repack`: its options, and what they mean together; the work is done by `batch`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import click
-import psycopg
 
-from pglean.api import Database
-from pglean.catalog import resolve, split_names
-from pglean.cli.connection import as_utf8, connection_options, interruptible, open_database
-from pglean.cli.display import console, progress_display
-from pglean.errors import Incomplete, Interrupted, PgleanError, UsageError
+from pglean.catalog import split_names
+from pglean.cli.batch import Work, failure_as_json, repack_database, repack_databases
+from pglean.cli.connection import as_utf8, connection_options, open_database
+from pglean.cli.sections import Section, SectionedCommand
+from pglean.errors import UsageError
 from pglean.options import Compression, InvalidIndexes, Options, Verify, Window, lag, size_bytes
-from pglean.report import error_json, error_text, plan_json, plan_summary, result_summary
-from pglean.result import Result
+from pglean.selection import Selection
+from pglean.version import __version__
 
 _LEVELS = ("DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "LOG", "FATAL", "PANIC")
 _DEFAULTS = Options()
 
+#: Options of pg_repack that are accepted, and why there is nothing to be done.
+_WHY_UNUSED = {
+    "--no-superuser-check": "preflight says which rights are missing, and refuses where it could not go on",
+    "--no-error-on-publication": "logical decoding does not see the copy, so a publication is no obstacle",
+    "--apply-count": "there is no log to be applied in portions; changed keys are refreshed in one snapshot",
+    "--switch-threshold": "the files are exchanged when the rest fits into --max-lock-time",
+}
 
-@click.command("repack", short_help="Rewrite tables online.")
-@connection_options
-@click.option(
-    "-t",
-    "--table",
-    "tables",
-    multiple=True,
-    metavar="TABLE",
-    help="Table to rewrite, as in SQL; repeatable, also comma-separated.",
+
+_WHAT = Section("What is processed")
+_HOW = Section("How it is rewritten")
+_LOCKS = Section("Locks and others")
+_PACE = Section("Pace")
+_SHOWN = Section("What is shown")
+_UNUSED = Section("Options of pg_repack that nothing needs here")
+
+
+@click.command("repack", cls=SectionedCommand, short_help="Rewrite tables online.")
+@_WHAT.option("-a", "--all", "all_databases", is_flag=True, help="All databases of the server.")
+@_WHAT.option(
+    "-t", "--table", "tables", multiple=True, metavar="TABLE", help="Table as in SQL, or pattern as psql's \\dt."
 )
-@click.option("-o", "--order-by", metavar="COLUMNS", help="Order of the rows, as in ORDER BY, instead of CLUSTER ON's.")
-@click.option(
-    "-n", "--no-order", is_flag=True, help="Rows in the order in which they lie, also where CLUSTER ON is set."
+@_WHAT.option("-I", "--parent-table", "parents", multiple=True, metavar="TABLE", help="With inheritors or partitions.")
+@_WHAT.option("-c", "--schema", "schemas", multiple=True, metavar="SCHEMA", help="All tables of a schema, or pattern.")
+@_WHAT.option(
+    "-C", "--exclude-extension", "extensions", multiple=True, metavar="NAME", help="Leave out an extension's tables."
 )
-@click.option("-s", "--tablespace", metavar="TBLSPC", help="Move the tables to this tablespace.")
-@click.option("-S", "--moveidx", is_flag=True, help="Move their indexes there too.")
-@click.option(
-    "--compression",
-    type=click.Choice([choice.value for choice in Compression]),
-    help="Compress long values by this method, now and from now on.",
-)
-@click.option("--fillfactor", type=int, metavar="N", help="Fill pages to N percent, now and from now on.")
-@click.option("--access-method", metavar="NAME", help="Table access method that the tables get.")
-@click.option(
-    "--invalid-indexes",
-    type=click.Choice([choice.value for choice in InvalidIndexes]),
-    help="What to do about invalid indexes first; they refuse the run by default.",
-)
-@click.option("--no-error-on-invalid-index", is_flag=True, help="The same as --invalid-indexes rebuild.")
-@click.option("--error-on-invalid-index", is_flag=True, help="The default here.")
-@click.option("-j", "--jobs", type=int, default=_DEFAULTS.jobs, show_default=True, help="Worker connections.")
-@click.option(
+@_WHAT.option("-N", "--dry-run", is_flag=True, help="Show what would be done, with sizes, and do nothing.")
+@_WHAT.option(
     "--tables-at-once",
     type=click.IntRange(1, 64),
     metavar="N",
@@ -64,7 +58,39 @@ _DEFAULTS = Options()
     show_default=True,
     help="So many of several tables at the same time, each with --jobs workers.",
 )
-@click.option(
+@_HOW.option("-o", "--order-by", metavar="COLUMNS", help="Order of the rows, as in ORDER BY, instead of CLUSTER ON's.")
+@_HOW.option(
+    "-n", "--no-order", is_flag=True, help="Rows in the order in which they lie, also where CLUSTER ON is set."
+)
+@_HOW.option("-s", "--tablespace", metavar="TBLSPC", help="Move the tables to this tablespace.")
+@_HOW.option("-S", "--moveidx", is_flag=True, help="Move their indexes there too.")
+@_HOW.option(
+    "--compression",
+    type=click.Choice([choice.value for choice in Compression]),
+    help="Compress long values by this method, now and from now on.",
+)
+@_HOW.option("--fillfactor", type=int, metavar="N", help="Fill pages to N percent, now and from now on.")
+@_HOW.option("--access-method", metavar="NAME", help="Table access method that the tables get.")
+@_HOW.option(
+    "--invalid-indexes",
+    type=click.Choice([choice.value for choice in InvalidIndexes]),
+    help="What to do about invalid indexes first; they refuse the run by default.",
+)
+@_HOW.option("--no-error-on-invalid-index", is_flag=True, help="The same as --invalid-indexes rebuild.")
+@_HOW.option("--error-on-invalid-index", is_flag=True, help="The default here.")
+@_HOW.option(
+    "--verify",
+    type=click.Choice([choice.value for choice in Verify]),
+    default=_DEFAULTS.verify.value,
+    show_default=True,
+    help="Comparison of table and copy before the swap.",
+)
+@_HOW.option("-Z", "--no-analyze", is_flag=True, help="No ANALYZE at the end.")
+@_HOW.option("--hold", is_flag=True, help="Keep the finished copy in sync, and wait for `pglean swap`.")
+@_HOW.option("--swap-window", metavar="HH:MM-HH:MM", help="Swap only at this time of the day; in sync until then.")
+@_HOW.option("--mvcc-safe", is_flag=True, help="Swap only when no older snapshot is left.")
+@_HOW.option("--keep", is_flag=True, help="On Ctrl-C keep what was done for `pglean resume`, undo nothing.")
+@_LOCKS.option(
     "-T",
     "--wait-timeout",
     type=float,
@@ -73,20 +99,9 @@ _DEFAULTS = Options()
     show_default=True,
     help="How long to try for a lock.",
 )
-@click.option("-D", "--no-kill-backend", is_flag=True, help="Cancel nobody; the default here.")
-@click.option("--kill-backend", is_flag=True, help="After --wait-timeout cancel, later terminate, who holds the lock.")
-@click.option("-Z", "--no-analyze", is_flag=True, help="No ANALYZE at the end.")
-@click.option("-N", "--dry-run", is_flag=True, help="Show what would be done, with sizes, and do nothing.")
-@click.option("-e", "--echo", is_flag=True, help="Show the statements that are sent.")
-@click.option(
-    "-E",
-    "--elevel",
-    type=click.Choice(_LEVELS, case_sensitive=False),
-    default="INFO",
-    show_default=True,
-    help="Least severe messages to show; DEBUG adds what becomes of each lock.",
-)
-@click.option(
+@_LOCKS.option("-D", "--no-kill-backend", is_flag=True, help="Cancel nobody; the default here.")
+@_LOCKS.option("--kill-backend", is_flag=True, help="After --wait-timeout cancel, later terminate, who holds the lock.")
+@_LOCKS.option(
     "--max-lock-time",
     type=int,
     metavar="MS",
@@ -94,7 +109,7 @@ _DEFAULTS = Options()
     show_default=True,
     help="Longest hold of the exclusive lock.",
 )
-@click.option(
+@_LOCKS.option(
     "--lock-timeout",
     type=int,
     metavar="MS",
@@ -102,7 +117,8 @@ _DEFAULTS = Options()
     show_default=True,
     help="Longest single wait for a lock, for which others queue behind.",
 )
-@click.option(
+@_PACE.option("-j", "--jobs", type=int, default=_DEFAULTS.jobs, show_default=True, help="Worker connections.")
+@_PACE.option(
     "--chunk-time",
     type=int,
     metavar="MS",
@@ -110,33 +126,45 @@ _DEFAULTS = Options()
     show_default=True,
     help="What a chunk of the copy should take.",
 )
-@click.option(
-    "--verify",
-    type=click.Choice([choice.value for choice in Verify]),
-    default=_DEFAULTS.verify.value,
-    show_default=True,
-    help="Comparison of table and copy before the swap.",
-)
-@click.option("--hold", is_flag=True, help="Keep the finished copy in sync, and wait for `pglean swap`.")
-@click.option("--swap-window", metavar="HH:MM-HH:MM", help="Swap only at this time of the day; in sync until then.")
-@click.option("--mvcc-safe", is_flag=True, help="Swap only when no older snapshot is left.")
-@click.option("--max-lag", metavar="SIZE|TIME", help="Wait while a standby lags behind by more.")
-@click.option("--lag-of", "lag_standbys", multiple=True, metavar="NAME", help="Standby that counts; repeatable.")
-@click.option("--max-load", type=int, metavar="N", help="Wait while more sessions of others are active.")
-@click.option("--max-lock-waits", type=int, metavar="N", help="Wait while more sessions of others wait for locks.")
-@click.option("--max-wal-rate", metavar="SIZE", help="Wait while the server writes more WAL a second.")
-@click.option(
+@_PACE.option("--max-lag", metavar="SIZE|TIME", help="Wait while a standby lags behind by more.")
+@_PACE.option("--lag-of", "lag_standbys", multiple=True, metavar="NAME", help="Standby that counts; repeatable.")
+@_PACE.option("--max-load", type=int, metavar="N", help="Wait while more sessions of others are active.")
+@_PACE.option("--max-lock-waits", type=int, metavar="N", help="Wait while more sessions of others wait for locks.")
+@_PACE.option("--max-wal-rate", metavar="SIZE", help="Wait while the server writes more WAL a second.")
+@_PACE.option(
     "--min-free",
     metavar="SIZE",
     default="1GB",
     show_default=True,
     help="Wait while less disk space is free on the server, where that can be seen from here.",
 )
-@click.option("--keep", is_flag=True, help="On Ctrl-C keep what was done for `pglean resume`, undo nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Result as JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
+@_SHOWN.option("--json", "as_json", is_flag=True, help="Result as JSON on standard output.")
+@_SHOWN.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
+@_SHOWN.option("-e", "--echo", is_flag=True, help="Show the statements that are sent.")
+@_SHOWN.option(
+    "-E",
+    "--elevel",
+    type=click.Choice(_LEVELS, case_sensitive=False),
+    default="INFO",
+    show_default=True,
+    help="Least severe messages to show; DEBUG adds what becomes of each lock.",
+)
+@connection_options
+@_UNUSED.option("-k", "--no-superuser-check", is_flag=True, help="Missing rights are told by preflight.")
+@_UNUSED.option("--no-error-on-publication", is_flag=True, help="Publications are no obstacle.")
+@_UNUSED.option("--apply-count", type=click.IntRange(min=1), metavar="N", help="Keys are refreshed, no log is applied.")
+@_UNUSED.option("--switch-threshold", type=click.IntRange(min=0), metavar="N", help="See --max-lock-time.")
+@click.version_option(__version__, "-V", "--version", prog_name="pglean")
 def repack_command(
+    all_databases: bool,
     tables: tuple[str, ...],
+    parents: tuple[str, ...],
+    schemas: tuple[str, ...],
+    extensions: tuple[str, ...],
+    no_superuser_check: bool,
+    no_error_on_publication: bool,
+    apply_count: int | None,
+    switch_threshold: int | None,
     order_by: str | None,
     no_order: bool,
     tablespace: str | None,
@@ -176,6 +204,8 @@ def repack_command(
 ) -> None:
     """Rewrite tables while applications read and write them, and give the space back.
 
+    Without -t, -I or -c all tables of the database are meant; what cannot be repacked is then skipped and named.
+    These options, and -C, can be repeated and take lists separated by commas.
     Nobody but an autovacuum worker is cancelled unless --kill-backend is given. Ctrl-C undoes what was begun.
 
     \b
@@ -188,13 +218,24 @@ def repack_command(
         context.with_resource(_logged("pglean.sql", logging.INFO))
     if level == _LEVELS.index("DEBUG"):
         context.with_resource(_logged("pglean.locks", logging.DEBUG))
-    names = list(dict.fromkeys(name for value in tables for name in split_names(value)))
-    with _failure_as_json(names if as_json else None):
+        unused = {
+            "--no-superuser-check": no_superuser_check,
+            "--no-error-on-publication": no_error_on_publication,
+            "--apply-count": apply_count is not None,
+            "--switch-threshold": switch_threshold is not None,
+        }
+        for option in (option for option, given in unused.items() if given):
+            click.echo(f"pglean: debug: {option} changes nothing: {_WHY_UNUSED[option]}", err=True)
+    asked = _names((*tables, *parents))
+    with failure_as_json(asked if as_json else None):
         if kill_backend and no_kill_backend:
             raise UsageError("--kill-backend and --no-kill-backend exclude each other")
-        if not names:
-            raise UsageError("no table was named", hint="Name one or more: -t TABLE.")
-        names = [as_utf8("table name", name) for name in names]
+        selection = _selection(tables, parents, schemas, extensions)
+        if all_databases and (selection.named or selection.schemas):
+            raise UsageError(
+                "--all (-a) and --table, --parent-table or --schema (-t, -I, -c) exclude each other",
+                hint="Name a database instead of -a.",
+            )
         lag_bytes, lag_s = (None, None) if max_lag is None else lag(max_lag)
         options = Options(
             jobs=jobs,
@@ -226,12 +267,34 @@ def repack_command(
             max_wal_rate_bytes=None if max_wal_rate is None else size_bytes("max-wal-rate", max_wal_rate),
             min_free_bytes=size_bytes("min-free", min_free),
         )
-        database = open_database(**connection)
-    # Messages below the level are left out: progress and summaries are INFO, warnings are WARNING.
-    told, warned = level <= _LEVELS.index("INFO"), level <= _LEVELS.index("WARNING")
-    _Batch(database, options, as_json=as_json, told=told and not quiet, warned=warned).run(
-        names, dry_run=dry_run, at_once=tables_at_once
+        database = open_database(**connection, whole_server=all_databases)
+    work = Work(
+        options=options,
+        dry_run=dry_run,
+        at_once=tables_at_once,
+        as_json=as_json,
+        # Messages below the level are left out: progress and summaries are INFO, warnings are WARNING.
+        told=level <= _LEVELS.index("INFO") and not quiet,
+        warned=level <= _LEVELS.index("WARNING"),
     )
+    (repack_databases if all_databases else repack_database)(database, selection, work)
+
+
+def _selection(
+    tables: tuple[str, ...], parents: tuple[str, ...], schemas: tuple[str, ...], extensions: tuple[str, ...]
+) -> Selection:
+    """Raises `UsageError` where an option is given, but no name: an empty variable must not mean all tables."""
+    parts: list[tuple[str, ...]] = []
+    for what, values in (("table", tables), ("parent table", parents), ("schema", schemas), ("extension", extensions)):
+        names = _names(values)
+        if values and not names:
+            raise UsageError(f"no {what} was named", hint="Leave the option out where all are meant.")
+        parts.append(tuple(as_utf8(f"{what} name", name) for name in names))
+    return Selection(*parts)
+
+
+def _names(values: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(name for value in values for name in split_names(value)))
 
 
 def _invalid_indexes(given: str | None, no_error: bool, error: bool) -> InvalidIndexes:
@@ -240,17 +303,6 @@ def _invalid_indexes(given: str | None, no_error: bool, error: bool) -> InvalidI
     if given is not None:
         return InvalidIndexes(given)
     return InvalidIndexes.REBUILD if no_error else InvalidIndexes.REFUSE
-
-
-@contextlib.contextmanager
-def _failure_as_json(names: Sequence[str] | None) -> Iterator[None]:
-    """What ends the command before its first table is told of each of `names`; of none, for people, where None."""
-    try:
-        yield
-    except PgleanError as error:
-        if names is not None:
-            click.echo(json.dumps([error_json(name, error) for name in names], indent=2))
-        raise
 
 
 @contextlib.contextmanager
@@ -266,94 +318,3 @@ def _logged(name: str, level: int) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
-
-
-class _Batch:
-    """Several tables, one after the other or some at once; what is not done is listed with its reason."""
-
-    def __init__(self, database: Database, options: Options, *, as_json: bool, told: bool, warned: bool) -> None:
-        self._database, self._options = database, options
-        self._as_json, self._told, self._warned = as_json, told, warned
-        self._out, self._err = console(), console(stderr=True)
-        self._results: dict[str, dict[str, Any]] = {}
-        self._failures: dict[str, PgleanError] = {}
-        self._several = False
-
-    def run(self, names: list[str], *, dry_run: bool, at_once: int) -> None:
-        """Raises the error of the one table, or `Incomplete` where one of several was not done."""
-        with interruptible(self._database):
-            names = self._distinct(names)
-            self._several = len(names) > 1
-            if dry_run:
-                self._plan_each(names)
-            elif at_once > 1 and self._several:
-                self._repack(names, at_once)
-            else:
-                self._repack_each(names)
-        for name in names:
-            if name not in self._results:
-                self._ended(name, PgleanError("not begun: the run before it was ended"), told=False)
-        if self._as_json:
-            click.echo(json.dumps([self._results[name] for name in names], indent=2, default=str))
-        if self._failures:
-            if not self._several:
-                raise self._failures[names[0]]
-            interruption = next(
-                (e for e in self._failures.values() if isinstance(e, Interrupted) and e.ends_batch), None
-            )
-            raise interruption or Incomplete(self._failures, len(names) - len(self._failures))
-
-    def _plan_each(self, names: list[str]) -> None:
-        for name in names:
-            try:
-                plan = self._database.plan(name, self._options)
-            except PgleanError as error:
-                self._ended(name, error)
-                if error.ends_batch:
-                    return
-                continue
-            self._results[name] = plan_json(plan)
-            if not self._as_json:
-                self._out.print(plan_summary(plan))
-
-    def _repack_each(self, names: list[str]) -> None:
-        for name in names:
-            self._repack([name], 1)
-            if name in self._failures and self._failures[name].ends_batch:
-                return
-
-    def _repack(self, names: list[str], at_once: int) -> None:
-        with progress_display(
-            self._err, progress=self._told, messages=self._warned, several=at_once > 1
-        ) as on_progress:
-            outcomes = self._database.repack_all(names, self._options, at_once=at_once, on_progress=on_progress)
-        # After the display has gone.
-        for name, outcome in outcomes.items():
-            self._ended(name, outcome)
-
-    def _ended(self, name: str, outcome: Result | PgleanError, *, told: bool = True) -> None:
-        if isinstance(outcome, PgleanError):
-            self._failures[name] = outcome
-            self._results[name] = error_json(name, outcome)
-            if told and self._several and not self._as_json:
-                self._err.print(error_text(outcome), soft_wrap=True)
-            return
-        self._results[name] = outcome.as_json()
-        if self._told and not self._as_json:
-            self._out.print(result_summary(outcome))
-
-    def _distinct(self, names: list[str]) -> list[str]:
-        """Without those that mean a table named before; what is wrong with a name is told in its turn."""
-        if len(names) < 2:
-            return names
-        found: dict[int | str, str] = {}
-        try:
-            with self._database.server.connect("preflight") as conn:
-                for name in names:
-                    try:
-                        found.setdefault(resolve(self._database.server, conn, name), name)
-                    except UsageError:
-                        found[name] = name
-        except (PgleanError, psycopg.Error):
-            return names
-        return list(found.values())

@@ -109,7 +109,7 @@ _KINDS = {
     "v": ("a view", "Name the tables that it reads."),
     "m": ("a materialized view", "REFRESH MATERIALIZED VIEW CONCURRENTLY rewrites it."),
     "f": ("a foreign table", "Its rows are stored elsewhere; repack them there."),
-    "p": ("a partitioned table", "It holds no rows itself: name its partitions with -t."),
+    "p": ("a partitioned table", "It holds no rows itself: -I names it with all its partitions."),
     "i": ("an index", "REINDEX INDEX CONCURRENTLY rebuilds it."),
     "I": ("a partitioned index", "REINDEX INDEX CONCURRENTLY rebuilds it."),
     "S": ("a sequence", "It has a single row."),
@@ -245,6 +245,9 @@ def _key(facts: Facts) -> Iterator[Finding]:
             "Add one: CREATE UNIQUE INDEX CONCURRENTLY …, or set its columns NOT NULL.",
         )
 
+
+#: Codes of findings that are not about the table: they refuse every one of the database.
+EVERY_TABLE = frozenset({"version", "standby", "plpgsql", "connections", "rights", "schema"})
 
 #: Code of a finding that may pass by itself.
 INVALID_INDEX = "invalid-index"
