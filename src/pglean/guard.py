@@ -85,7 +85,8 @@ def _as_owner(
         sql.Identifier("pglean", f"{part}_{table.oid}_{worker}") for part in ("original", "statement", "result")
     )
     owner = sql.Identifier(table.owner)
-    columns = [sql.Identifier(column.name) for column in table.columns if column.stored]
+    # Virtual columns as well: an order may be given by one.
+    columns = [sql.Identifier(column.name) for column in table.columns if not column.dropped]
     tid = sql.Identifier(_free_name(_TID, {column.name for column in table.columns}))
     conn.execute(
         sql.SQL("CREATE VIEW {view} AS SELECT {columns} FROM {table}").format(

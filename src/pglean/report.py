@@ -134,11 +134,24 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "disk_bytes_needed": plan.disk_bytes,
         # "" is the database's default tablespace.
         "disk_bytes_by_tablespace": {space or "": size for space, size in plan.disk_bytes_by_tablespace.items()},
+        "order": _order_json(plan),
         "steps": list(plan.steps),
         "warnings": [
             {"code": finding.code, "message": finding.message, "detail": finding.detail, "hint": finding.hint}
             for finding in plan.warnings
         ],
+    }
+
+
+def _order_json(plan: Plan) -> dict[str, object] | None:
+    order = plan.order
+    if order is None:
+        return None
+    return {
+        "order_by": order.text,
+        "index": order.index,
+        "way": "one statement" if order.ranges is None else "key ranges",
+        "reason": order.reason,
     }
 
 

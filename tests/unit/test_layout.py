@@ -38,6 +38,7 @@ ORDER = [
     "rewrite.phase",
     "rewrite.layout",
     "rewrite.rights",
+    "rewrite.order",
     "rewrite.checks",
     "rewrite.plan",
     "rewrite.schema",

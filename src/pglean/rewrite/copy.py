@@ -1,8 +1,11 @@
-"""The copy: ranges of the heap's blocks, several at a time, each in a transaction of its own.
+"""The copy: ranges of numbered pieces, several at a time, each in a transaction of its own.
+
+Pieces are the heap's blocks or, where the rows are to be sorted, ranges of values (`order`); or there is one only.
 
 Invariant: a row whose key is not written between the capture's start and the first refresh is copied by exactly one
-chunk. Its version lies in a block below `run.blocks` (what was added to the heap later was written, hence
-recorded), does not move, and is visible to the snapshot of every chunk.
+chunk. Its version lies in a block below `run.pieces` (what was added to the heap later was written, hence
+recorded), does not move, and is visible to the snapshot of every chunk. The same holds of ranges of values: its value
+stays what it is, and lies in one of them.
 Whatever else chunks copy (one version, two, none, of rows that are being written) is replaced by the refresh.
 
 Locks: ACCESS SHARE on the table during a chunk, none in between. Killed: chunks are there with their checkpoint, or
@@ -15,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from psycopg import sql
@@ -23,11 +27,12 @@ from pglean import guard
 from pglean.errors import Paused
 from pglean.processors import Meter
 from pglean.rewrite import job as jobs
+from pglean.rewrite.order import MOST_AT_ONCE, has_index, prepare
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns, vacuum
 from pglean.server import Connection, scalar
 from pglean.sql import query
-from pglean.table import Table
+from pglean.table import Table, quote_name
 
 _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
 
@@ -55,39 +60,53 @@ def gaps(blocks: int, done: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return left
 
 
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """How many pieces a chunk has."""
+
+    #: The first, before anything was measured.
+    first: int
+    #: Later ones, at least and at most.
+    least: int
+    most: int
+    #: Towards the end chunks get smaller, but not for that reason smaller than this.
+    last: int
+
+
 class Ranges:
-    """Hands out ranges of blocks, of a size that makes each take about the target time."""
+    """Hands out ranges of pieces, of a size that makes each take about the target time."""
 
     def __init__(
         self,
-        blocks: int,
+        pieces: int,
         target_ms: float,
         takers: int = 1,
-        first: int = _FIRST_BLOCKS,
+        grain: Grain | None = None,
         done: Iterable[tuple[int, int]] = (),
     ) -> None:
-        self._gaps = deque(gaps(blocks, done))
-        self._blocks = blocks
+        self._gaps = deque(gaps(pieces, done))
+        self._pieces = pieces
         self._left = sum(end - first for first, end in self._gaps)
         self._takers = takers
         self._target_ms = target_ms
-        self._size = float(first)
+        self._grain = grain or Grain(_FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS, _FIRST_BLOCKS)
+        self._size = float(self._grain.first)
         self._lock = threading.Lock()
 
     @property
     def handed_out(self) -> float:
-        """Share of the blocks."""
+        """Share of the pieces."""
         with self._lock:
-            return 1 - self._left / self._blocks if self._blocks else 1.0
+            return 1 - self._left / self._pieces if self._pieces else 1.0
 
     def take(self) -> tuple[int, int] | None:
-        """The next range, its end exclusive; None when all blocks are handed out."""
+        """The next range, its end exclusive; None when all pieces are handed out."""
         with self._lock:
             if not self._gaps:
                 return None
             first, end = self._gaps.popleft()
-            # Towards the end the pieces get smaller, so that all workers finish at about the same time.
-            fair = max(self._left // (2 * self._takers), _FIRST_BLOCKS)
+            # Towards the end chunks get smaller, so that all workers finish at about the same time.
+            fair = max(self._left // (2 * self._takers), self._grain.last)
             reached = min(first + int(min(self._size, fair)), end)
             if reached < end:
                 self._gaps.appendleft((reached, end))
@@ -101,12 +120,12 @@ class Ranges:
                 self._size *= _GENTLE_MS / self._target_ms
                 self._target_ms = _GENTLE_MS
 
-    def took(self, blocks: int, elapsed_ms: float) -> None:
+    def took(self, pieces: int, elapsed_ms: float) -> None:
         """Learn from a chunk: at most twice, at least half the size next time."""
-        ideal = blocks * self._target_ms / max(elapsed_ms, 0.1)
+        ideal = pieces * self._target_ms / max(elapsed_ms, 0.1)
         with self._lock:
             size = min(max(ideal, self._size / 2), self._size * 2)
-            self._size = min(max(size, _LEAST_BLOCKS), _MOST_BLOCKS)
+            self._size = min(max(size, self._grain.least), self._grain.most)
 
 
 class Crew:
@@ -120,7 +139,7 @@ class Crew:
     def __init__(self, workers: int) -> None:
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self._blocks = 0
+        self._pieces = 0
         self._alone = 0.0
         #: Set once it is known whether the others stay.
         self.decided = threading.Event()
@@ -129,14 +148,14 @@ class Crew:
         if workers == 1:
             self.decided.set()
 
-    def did(self, blocks: int, crowded: Callable[[], bool] = lambda: False) -> None:
+    def did(self, pieces: int, crowded: Callable[[], bool] = lambda: False) -> None:
         """Learn from a chunk; `crowded` tells whether all processors have been busy."""
         with self._lock:
-            self._blocks += blocks
+            self._pieces += pieces
             elapsed = time.monotonic() - self._began
             if self.decided.is_set() or elapsed < _TRIAL_S:
                 return
-            rate = self._blocks / elapsed
+            rate = self._pieces / elapsed
             if not self.joined.is_set():
                 self._alone = rate
                 if crowded():
@@ -147,7 +166,7 @@ class Crew:
                 if rate < _PAYS * self._alone:
                     self.joined.clear()
                 self.decided.set()
-            self._began, self._blocks = time.monotonic(), 0
+            self._began, self._pieces = time.monotonic(), 0
 
     def works(self, number: int) -> bool:
         """Whether this worker takes another chunk; waits a moment where that is not known yet."""
@@ -191,19 +210,49 @@ def _first_blocks(table: Table) -> int:
     return max(int(_FIRST_BLOCKS * share), _LEAST_BLOCKS)
 
 
+def _grain(run: Run, takers: int, *, indexed: bool) -> Grain:
+    order = run.job.order
+    if order is None:
+        return Grain(_first_blocks(run.table), _LEAST_BLOCKS, _MOST_BLOCKS, _FIRST_BLOCKS)
+    if not indexed:
+        # Each chunk reads all of the table.
+        return Grain(run.pieces, run.pieces, run.pieces, run.pieces)
+    if takers == 1:
+        return Grain(1, 1, run.pieces, 1)
+    return Grain(1, 1, max(int(MOST_AT_ONCE * run.pieces / takers), 1), 1)
+
+
+def _indexed(run: Run) -> bool:
+    """Whether there is an index for the ranges; somebody may have dropped it since they were made."""
+    ranges = None if run.job.order is None else run.job.order.ranges
+    if ranges is None:
+        return False
+    if has_index(run.control, run.table, ranges.column):
+        return True
+    run.reporter.message(f"no index begins with {quote_name(ranges.column)} any more: the rest is copied at once")
+    return False
+
+
 def run(run: Run) -> None:
-    """Copy all blocks that are not copied yet. Raises what `Run.step` raises."""
+    """Copy all pieces that are not copied yet. Raises what `Run.step` raises."""
     done = jobs.chunks(run.control, run.job.id)
+    order, indexed = run.job.order, _indexed(run)
+    takers = run.workers.count if order is None else order.workers(run.workers.count)
     ranges = Ranges(
-        run.blocks,
+        run.pieces,
         run.job.options.chunk_ms,
-        run.workers.count,
-        _first_blocks(run.table),
+        takers,
+        _grain(run, takers, indexed=indexed),
         [(first, end) for first, end, _ in done],
     )
-    run.reporter.total(run.blocks, "blocks")
+    if order is None:
+        run.reporter.total(run.pieces, "blocks")
+    else:
+        run.reporter.message(f"the rows are sorted {order.way}: {order.reason}")
+        # Of a single statement nobody knows how far it has come.
+        run.reporter.total(run.pieces if order.ranges is not None else 0, "ranges")
     run.reporter.advance(sum(end - first for first, end, _ in done), rows=sum(rows for _, _, rows in done))
-    crew = Crew(run.workers.count)
+    crew = Crew(takers)
     meter = Meter(run.control)
 
     def work(conn: Connection, worker: str, number: int) -> None:
@@ -211,11 +260,11 @@ def run(run: Run) -> None:
             run.crowded = meter.busy(conn)
             return run.crowded
 
-        _copy(run, conn, worker, number, ranges, crew, crowded)
+        _copy(run, conn, worker, number, ranges, indexed, crew, crowded)
 
-    run.workers.every(work)
+    run.workers.each(list(range(takers)), work)
     run.halt()
-    if run.workers.count > 1 and crew.decided.is_set():
+    if takers > 1 and crew.decided.is_set():
         run.parallel_pays = crew.joined.is_set()
 
 
@@ -225,6 +274,7 @@ def _copy(
     worker: str,
     number: int,
     ranges: Ranges,
+    indexed: bool,
     crew: Crew,
     crowded: Callable[[], bool],
 ) -> None:
@@ -235,13 +285,13 @@ def _copy(
                 _freeze_meanwhile(run, conn, number, ranges)
                 return
             continue
-        if not _let_in(run) or (blocks := ranges.take()) is None:
+        if not _let_in(run) or (pieces := ranges.take()) is None:
             return
-        first, end = blocks
+        first, end = pieces
         run.reach("copy: before a chunk")
-        run.purpose(conn, f"copy {100 * first // max(run.blocks, 1)}%")
+        run.purpose(conn, f"copy {100 * first // max(run.pieces, 1)}%")
         started = time.monotonic()
-        rows = run.again(partial(_chunk, run, conn, worker, first, end))
+        rows = run.again(partial(_chunk, run, conn, worker, first, end, indexed=indexed))
         ranges.took(end - first, (time.monotonic() - started) * 1000)
         crew.did(end - first, crowded)
         if courtesy.give_way(run, conn, time.monotonic() - started):
@@ -271,8 +321,10 @@ def _freeze_meanwhile(run: Run, conn: Connection, number: int, ranges: Ranges) -
         vacuum(run, conn)
 
 
-def _chunk(run: Run, conn: Connection, worker: str, first: int, end: int) -> int:
+def _chunk(run: Run, conn: Connection, worker: str, first: int, end: int, *, indexed: bool) -> int:
     with run.step(conn):
+        if run.job.order is not None:
+            prepare(conn, run.job.order, indexed=indexed)
         rows = guard.execute(conn, run.table, worker, lambda source: _statement(run, source, first, end))
         jobs.record_chunk(conn, run.job.id, first, end, rows)
         run.reach("copy: in a chunk")
@@ -281,17 +333,16 @@ def _chunk(run: Run, conn: Connection, worker: str, first: int, end: int) -> int
 
 def _statement(run: Run, source: guard.Source, first: int, end: int) -> sql.Composed:
     names, _ = columns(run.table)
-    values = run.job.layout.values()
-    return sql.SQL(
-        "INSERT INTO {shadow} ({names}) SELECT {values} FROM {table} AS t WHERE t.{tid} >= {first} AND t.{tid} < {end}"
-    ).format(
-        shadow=run.job.shadow,
-        names=names,
-        values=values,
-        table=source.relation,
-        tid=source.tid,
-        first=_tid(first),
-        end=_tid(end),
+    order = run.job.order
+    rows = _blocks(source, first, end) if order is None else order.select(run.table, source, first, end)
+    return sql.SQL("INSERT INTO {shadow} ({names}) SELECT {values} FROM {rows}").format(
+        shadow=run.job.shadow, names=names, values=run.job.layout.values(), rows=rows
+    )
+
+
+def _blocks(source: guard.Source, first: int, end: int) -> sql.Composed:
+    return sql.SQL("{table} AS t WHERE t.{tid} >= {first} AND t.{tid} < {end}").format(
+        table=source.relation, tid=source.tid, first=_tid(first), end=_tid(end)
     )
 
 

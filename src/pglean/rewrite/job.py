@@ -19,6 +19,7 @@ from pglean.catalog import Fingerprint, relation
 from pglean.errors import PgleanError, TakenOver
 from pglean.options import Options
 from pglean.rewrite.layout import Layout
+from pglean.rewrite.order import Order
 from pglean.rewrite.phase import FOLLOWS, Phase
 from pglean.server import Connection, scalar
 from pglean.sql import query
@@ -40,6 +41,8 @@ class Job:
     table: Table
     options: Options
     fingerprint: Fingerprint
+    #: By what the rows of the copy are sorted; None: they lie as in the table.
+    order: Order | None = None
     #: How often the run was resumed.
     epoch: int = 0
 
@@ -83,9 +86,11 @@ class Stored:
     state: str
     options: Options
     fingerprint: Fingerprint
+    order: Order | None
     #: What identifies the capture; None before it was switched on.
     capture: Any
-    blocks: int | None
+    #: So many pieces the copy is divided into.
+    pieces: int | None
     #: Qualified name of the table when the run began.
     table: str
     #: How often the run was resumed.
@@ -95,7 +100,9 @@ class Stored:
 # ---- the row
 
 
-def create(conn: Connection, table: Table, options: Options, fingerprint: Fingerprint, version: str) -> Job:
+def create(
+    conn: Connection, table: Table, options: Options, fingerprint: Fingerprint, order: Order | None, version: str
+) -> Job:
     """A new run in phase `planned`."""
     job_id = scalar(
         conn,
@@ -106,11 +113,12 @@ def create(conn: Connection, table: Table, options: Options, fingerprint: Finger
             "name": table.name,
             "options": _json(options.as_json()),
             "fingerprint": _json(fingerprint),
+            "ordering": None if order is None else _exactly(order.as_json()),
             "client": _client(),
             "version": version,
         },
     )
-    return Job(int(job_id), table, options, fingerprint)
+    return Job(int(job_id), table, options, fingerprint, order)
 
 
 def _client() -> str:
@@ -122,8 +130,9 @@ def load(conn: Connection, job_id: int) -> Stored | None:
     row = conn.execute(query("job.load"), {"job": job_id}).fetchone()
     if row is None:
         return None
-    (number, relation_oid, phase, state, options, *rest) = row
-    return Stored(number, relation_oid, Phase(phase), state, Options.from_json(options), *rest)
+    (number, relation_oid, phase, state, options, fingerprint, ordering, *rest) = row
+    order = None if ordering is None else Order.from_json(ordering)
+    return Stored(number, relation_oid, Phase(phase), state, Options.from_json(options), fingerprint, order, *rest)
 
 
 def resumable(conn: Connection, oid: int) -> int | None:
@@ -234,13 +243,13 @@ def beat(conn: Connection, job: Job, progress: dict[str, Any]) -> None:
     conn.execute(query("job.beat"), {"job": job.id, "epoch": job.epoch, "progress": _json(progress)})
 
 
-def record_capture(conn: Connection, job_id: int, identity: Any, blocks: int) -> None:
-    """Persist what identifies the capture, and the blocks to be copied, in the transaction that switched it on."""
-    conn.execute(query("job.capture"), {"job": job_id, "capture": _json(identity), "blocks": blocks})
+def record_capture(conn: Connection, job_id: int, identity: Any, pieces: int) -> None:
+    """Persist what identifies the capture, and the pieces to be copied, in the transaction that switched it on."""
+    conn.execute(query("job.capture"), {"job": job_id, "capture": _json(identity), "pieces": pieces})
 
 
 def record_chunk(conn: Connection, job_id: int, first: int, end: int, rows: int) -> None:
-    """Persist that a range of blocks is copied, in the transaction that copied it."""
+    """Persist that a range of pieces is copied, in the transaction that copied it."""
     conn.execute(query("job.chunk"), {"job": job_id, "first": first, "end": end, "rows": rows})
 
 
@@ -270,7 +279,7 @@ def forget_twin(conn: Connection, job_id: int, index_oid: int) -> None:
 
 
 def chunks(conn: Connection, job_id: int) -> list[tuple[int, int, int]]:
-    """The ranges of blocks that are copied, in order: first block, end (exclusive), rows."""
+    """The ranges of pieces that are copied, in order: first piece, end (exclusive), rows."""
     return [(row[0], row[1], row[2]) for row in conn.execute(query("job.chunks"), {"job": job_id})]
 
 
@@ -315,3 +324,8 @@ def _plain(text: str) -> str:
 def _json(value: Any) -> Jsonb:
     """Characters as they are, not as escapes: a database in another encoding than UTF-8 has no use for these."""
     return Jsonb(value, dumps=lambda v: _plain(json.dumps(v, default=str, ensure_ascii=False)))
+
+
+def _exactly(value: Any) -> Jsonb:
+    """The same of what is the server's own: a bound of a range must not become another one."""
+    return Jsonb(value, dumps=lambda v: json.dumps(v, ensure_ascii=False))

@@ -32,6 +32,7 @@ from pglean.rewrite import (
     copy,
     ending,
     indexes,
+    order,
     ready,
     refresh,
     schema,
@@ -91,9 +92,10 @@ def _capture(run: Run) -> None:
             with locked(run.server, conn, run.table, Mode.SHARE_ROW_EXCLUSIVE, patience):
                 catalog.check_fingerprint(conn, run.table, run.job.fingerprint)
                 run.capture_identity = run.capture.switch_on(conn)
-                # Read while no writer is under way: whatever is added behind this block is recorded.
-                run.blocks = catalog.blocks(conn, run.table.oid)
-                jobs.record_capture(conn, run.job.id, run.capture_identity, run.blocks)
+                # Read while no writer is under way: whatever is added behind the last block is recorded.
+                sorting = run.job.order
+                run.pieces = catalog.blocks(conn, run.table.oid) if sorting is None else sorting.pieces
+                jobs.record_capture(conn, run.job.id, run.capture_identity, run.pieces)
                 jobs.enter(conn, run.job, Phase.COPYING)
                 run.reach("capture: before the commit")
         except OverBudget as error:
@@ -209,8 +211,9 @@ def _plan(server: Server, conn: Connection, oid: int, options: Options, *, busy:
     fatal = [finding for finding in findings if finding.fatal]
     if fatal or fingerprint is None:
         raise Refused(table.qualified_name, fatal)
-    warnings = tuple(finding for finding in findings if not finding.fatal)
-    plan = Plan(table, options, fingerprint, warnings, shadow.default_tablespace(conn))
+    sorting, told = order.decide(server, conn, table, options, ending.patience(server, options))
+    warnings = (*(finding for finding in findings if not finding.fatal), *told)
+    plan = Plan(table, options, fingerprint, warnings, shadow.default_tablespace(conn), sorting)
     return replace(plan, warnings=(*plan.warnings, *_space_warnings(conn, plan)))
 
 
@@ -300,13 +303,13 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
         space = disk.of_tablespaces(control, plan.disk_bytes_by_tablespace)
         sizes_before = _sizes(server, control, oid, ending.patience(server, options))
         wal_before = int(scalar(control, query("report.wal_bytes")))
-        job, first, capture, blocks = _begin(server, keeper, control, plan, on_progress, only)
+        job, first, capture, pieces = _begin(server, keeper, control, plan, on_progress, only)
         reporter = Reporter(job.id, job.table.qualified_name, on_progress)
         for warning in plan.warnings:
             reporter.message(f"warning: {warning}")
         try:
             with _workers(server, job, control, reporter) as run:
-                run.capture_identity, run.blocks = capture, blocks
+                run.capture_identity, run.pieces = capture, pieces
                 phases = _walk(run, keeper, Throttle(options, space), first)
             result = Result(
                 job=job.id,
@@ -345,7 +348,7 @@ def _begin(
     on_progress: Callback | None,
     only: int | None,
 ) -> tuple[jobs.Job, Phase, object, int]:
-    """A new run, or the one that is there already: the job, its first phase, its capture, the blocks to be copied.
+    """A new run, or the one that is there already: the job, its first phase, its capture, the pieces to be copied.
 
     On entry: `keeper` has the claim on the table, so nobody else works on it.
     """
@@ -367,8 +370,9 @@ def _begin(
             except pg.LockNotAvailable as error:
                 raise LockNotObtained(f"a session of run {found} is still at work") from error
             tell(f"goes on with run {found}, which had come to {stored.phase.label}")
-            job = jobs.Job(found, table, plan.options, stored.fingerprint, epoch)
-            return job, first, stored.capture, stored.blocks or 0
+            # Its own order, by which the rest is copied as well.
+            job = jobs.Job(found, table, plan.options, stored.fingerprint, stored.order, epoch)
+            return job, first, stored.capture, stored.pieces or 0
         if changed:
             tell(f"run {found} is undone, for the table was changed since ({', '.join(changed)})")
     patience = ending.patience(server, plan.options)
@@ -379,7 +383,8 @@ def _begin(
             detail=f"Changed: {', '.join(changed)}.",
             hint="What it had done is undone; `pglean repack` begins anew.",
         )
-    return jobs.create(control, table, plan.options, plan.fingerprint, __version__), Phase.CAPTURING, None, 0
+    job = jobs.create(control, table, plan.options, plan.fingerprint, plan.order, __version__)
+    return job, Phase.CAPTURING, None, 0
 
 
 def _check_shape(stored: jobs.Stored, plan: Plan) -> None:

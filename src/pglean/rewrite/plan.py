@@ -9,6 +9,7 @@ from pglean.catalog import Fingerprint
 from pglean.errors import Finding
 from pglean.options import Options, Verify
 from pglean.rewrite.layout import Layout
+from pglean.rewrite.order import Order
 from pglean.table import Table
 
 
@@ -24,6 +25,8 @@ class Plan:
     warnings: tuple[Finding, ...]
     #: The database's default tablespace.
     default_tablespace: str
+    #: By what the rows of the copy are sorted; None: they lie as in the table.
+    order: Order | None = None
 
     @property
     def disk_bytes(self) -> int:
@@ -48,6 +51,18 @@ class Plan:
     def layout(self) -> Layout:
         """Of the files that the table gets."""
         return Layout(self.table, self.options, self.default_tablespace)
+
+    @property
+    def _copy(self) -> str:
+        """How the rows are copied."""
+        options, order = self.options, self.order
+        jobs = options.jobs if order is None else order.workers(options.jobs)
+        chunks = f"in chunks of about {options.chunk_ms} ms, {jobs} at a time"
+        layout = f" ({self.layout.description})" if self.layout.description else ""
+        if order is None:
+            return f"copy the rows {chunks}{layout}"
+        way = order.way if order.ranges is None else f"{order.way} {chunks}"
+        return f"copy the rows sorted by {order.text} ({order.origin}) {way}: {order.reason}{layout}"
 
     @property
     def _waits(self) -> Iterator[str]:
@@ -76,8 +91,7 @@ class Plan:
         steps = [
             f"record the keys ({key_text}) of changed rows, by three triggers"
             f" (SHARE ROW EXCLUSIVE, a moment; waits at most {options.lock_timeout_ms} ms at a time)",
-            f"copy the rows in chunks of about {options.chunk_ms} ms, {options.jobs} at a time"
-            + (f" ({self.layout.description})" if self.layout.description else ""),
+            self._copy,
             "take over the changes recorded meanwhile; freeze the copy",
             f"build {indexes}",
             "catch up with the changes",

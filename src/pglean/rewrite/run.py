@@ -201,8 +201,8 @@ class Run:
     reporter: Reporter
     #: What `capture.switch_on` returned.
     capture_identity: Any = None
-    #: Blocks of the heap to be copied.
-    blocks: int = 0
+    #: What there is to be copied: blocks of the heap, or what `Job.order` divides it into.
+    pieces: int = 0
     #: When the capture was switched on, by the monotonic clock.
     captured_at: float = 0.0
     #: Whether several workers were faster than one; None where that was not found out.

@@ -1,5 +1,6 @@
 """Verification: rows are facts about a snapshot, so both tables are compared in the snapshot of a refresh.
 
+Where the copy was read by an index, rows are counted without one: a damaged index would hide the same rows twice.
 Runs inside the refresh's transaction; locks nothing more. `count` compares numbers of rows; `full` joins both tables by
 the key and compares the rows' images (``*<>`` compares values byte by byte after detoasting, needs no equality
 operator, and runs no code of a type's owner).
@@ -12,6 +13,7 @@ from psycopg import sql
 from pglean import guard
 from pglean.errors import VerificationFailed
 from pglean.options import Verify
+from pglean.rewrite import order
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns
 from pglean.server import Connection, scalar
@@ -59,6 +61,8 @@ def _counts(run: Run) -> tuple[int, int]:
         run.purpose(conn, "verify")
         with run.step(conn, snapshot=snapshot):
             run.no_helpers(conn)
+            if run.job.order is not None and run.job.order.ranges is not None:
+                order.prepare_count(conn)
             counts[what] = guard.execute(conn, run.table, worker, lambda source: _count(source.relation))
 
     run.purpose(run.control, "verify")

@@ -1,6 +1,8 @@
 -- name: create
-INSERT INTO pglean.job (relation, schema_name, table_name, phase, options, fingerprint, client, pglean_version, backend_pid)
-VALUES (%(relation)s, %(schema)s, %(name)s, 0, %(options)s, %(fingerprint)s, %(client)s, %(version)s, pg_backend_pid())
+INSERT INTO pglean.job (relation, schema_name, table_name, phase, options, fingerprint, ordering, client, pglean_version,
+                        backend_pid)
+VALUES (%(relation)s, %(schema)s, %(name)s, 0, %(options)s, %(fingerprint)s, %(ordering)s, %(client)s, %(version)s,
+        pg_backend_pid())
 RETURNING id
 
 -- name: phase
@@ -14,7 +16,7 @@ UPDATE pglean.job SET phase = %(phase)s, heartbeat_at = clock_timestamp()
 UPDATE pglean.job SET heartbeat_at = clock_timestamp(), progress = %(progress)s WHERE id = %(job)s AND epoch = %(epoch)s
 
 -- name: capture
-UPDATE pglean.job SET capture = %(capture)s, blocks = %(blocks)s WHERE id = %(job)s
+UPDATE pglean.job SET capture = %(capture)s, blocks = %(pieces)s WHERE id = %(job)s
 
 -- name: chunk
 INSERT INTO pglean.chunk (job, first_block, end_block, rows) VALUES (%(job)s, %(first)s, %(end)s, %(rows)s)
@@ -55,7 +57,7 @@ SELECT DISTINCT t.tgrelid
 SELECT state FROM pglean.job WHERE id = %(job)s
 
 -- name: load
-SELECT id, relation, phase, state, options, fingerprint, capture, blocks, format('%%I.%%I', schema_name, table_name), epoch
+SELECT id, relation, phase, state, options, fingerprint, ordering, capture, blocks, format('%%I.%%I', schema_name, table_name), epoch
   FROM pglean.job WHERE id = %(job)s
 
 -- name: resumable

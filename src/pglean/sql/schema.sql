@@ -93,3 +93,8 @@ ALTER TABLE pglean.job
     ADD COLUMN command text CHECK (command IN ('pause', 'swap', 'abort')),
     -- How often the run was resumed: a session that belongs to an earlier epoch must not write any more.
     ADD COLUMN epoch integer NOT NULL DEFAULT 0;
+
+-- migration: 3
+-- A table whose rows are sorted is copied by ranges of values, or as a whole: `ordering` says how, and is NULL where it
+-- is copied by ranges of blocks. `blocks`, and the columns of pglean.chunk, then count and number these pieces.
+ALTER TABLE pglean.job ADD COLUMN ordering jsonb;
