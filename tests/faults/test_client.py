@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -30,9 +30,9 @@ PRODUCT = [(point, number) for point in POINTS for number in _SIGNALS]
 
 
 @contextlib.contextmanager
-def stopped(stage: Stage, point: str, *then: str) -> Iterator[Client]:
+def stopped(stage: Stage, point: str, *then: str, options: Sequence[str] = ()) -> Iterator[Client]:
     """The command line, repacking the stage's table, at a point to which it came after the application has written."""
-    arguments = ["repack", "-j", "2", "-t", stage.table.as_string(None), stage.db.conninfo]
+    arguments = ["repack", "-j", "2", *options, "-t", stage.table.as_string(None), stage.db.conninfo]
     with Client(arguments, {_WRITING, point, *then}) as client:
         while (line := client.line()) != point or point == _WRITING:
             assert line is not None, f"ended with status {client.wait()}: {client.stderr}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psycopg
 import pytest
+from psycopg import sql
 
 import pglean
 from pglean import pausepoint
@@ -16,6 +17,7 @@ from pglean.rewrite import copy, refresh
 from tests.servers import Database
 from tests.support import oracle
 from tests.support.model import Spec
+from tests.support.sorted import RANGES
 from tests.support.writers import Writers
 
 #: Where the run stands still until the writers have gone on; at none of them does it keep them from writing.
@@ -41,6 +43,9 @@ class Variant:
     name: str
     spec: Spec
     jobs: int
+    #: The order that it is repacked in; by ranges of its first column, if there is an index.
+    order_by: str | None = None
+    ranges: bool = False
 
 
 VARIANTS = (
@@ -49,6 +54,12 @@ VARIANTS = (
     Variant("deferrable", Spec(key="deferrable"), 1),
     Variant("caseless", Spec(key="text", owner="keeper"), 4),
     Variant("meddling", Spec(meddling=True, owner="keeper"), 2),
+    # By columns that the writers change.
+    Variant("sorted", Spec(), 2, "n % 100 DESC, lower(note)"),
+    Variant("sorted-plain-owner", Spec(key="composite", owner="keeper"), 2, "note, n"),
+    Variant("ranges", Spec(), 4, "u DESC", ranges=True),
+    Variant("ranges-plain-owner", Spec(owner="keeper", meddling=True), 2, "u, n", ranges=True),
+    Variant("ranges-of-the-key", Spec(key="composite", owner="keeper"), 4, "b DESC, a", ranges=True),
 )
 
 
@@ -59,6 +70,8 @@ def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refresh, "_SHARE_RECORDS", 40)
     monkeypatch.setattr(copy, "_FIRST_BLOCKS", 16)
     monkeypatch.setattr(copy, "_MOST_BLOCKS", 32)
+    for module, attribute, value in RANGES:
+        monkeypatch.setattr(module, attribute, value)
 
 
 @contextlib.contextmanager
@@ -87,11 +100,19 @@ def repack_under_load(db: Database, variant: Variant, seed: int, *, pauses: tupl
         spec.create(db.connect())
     except psycopg.errors.FeatureNotSupported:
         pytest.skip("this server was built without ICU")
+    db.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(spec.table)))
     with Writers(db.conninfo, spec, seed) as writers, pglean.connect(db.conninfo) as database:
         writers.wait_for(10)
+        order = database.plan(spec.table, order_by=variant.order_by).order
+        assert (order is not None and order.ranges is not None) == variant.ranges
         for number, times in enumerate(pauses):
             with standing_still(POINTS, times, lambda: writers.wait_for(transactions)):
-                result = database.repack(spec.table, jobs=variant.jobs, verify="full" if number % 2 else "count")
+                result = database.repack(
+                    spec.table,
+                    jobs=variant.jobs,
+                    verify="full" if number % 2 else "count",
+                    order_by=variant.order_by,
+                )
             assert result.changes_applied > 0
         writers.wait_for(10)
     writers.compare()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pglean.rewrite import copy
-from pglean.rewrite.copy import Ranges
+from pglean.rewrite.copy import Grain, Ranges
 
 BLOCKS = st.integers(0, 100_000)
 #: Milliseconds that a block takes.
@@ -80,3 +80,18 @@ def test_chunk_that_took_no_time_at_all() -> None:
     ranges.took(taken[1], 0.0)
     first, end = ranges.take() or (0, 0)
     assert end - first == 2 * copy._FIRST_BLOCKS
+
+
+def test_gentle_chunks_are_not_empty() -> None:
+    """A range of values may be a chunk by itself; there is nothing smaller."""
+    ranges = Ranges(1000, 500, 2, Grain(1, 1, 10, 1))
+    taken: Any = [ranges.take()]
+    ranges.gently()
+    assert_covered([*taken, *take_all(ranges, 1000)], 1000)
+
+
+@given(st.integers(0, 2000), PACE, st.integers(1, 8), st.integers(1, 50))
+def test_each_grain_covers_all(pieces: int, pace_ms: float, takers: int, most: int) -> None:
+    taken = take_all(Ranges(pieces, 500, takers, Grain(1, 1, most, 1)), pace_ms)
+    assert_covered(taken, pieces)
+    assert all(end - first <= most for first, end in taken)

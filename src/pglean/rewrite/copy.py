@@ -117,7 +117,7 @@ class Ranges:
         """From now on make them short."""
         with self._lock:
             if self._target_ms > _GENTLE_MS:
-                self._size *= _GENTLE_MS / self._target_ms
+                self._size = max(self._size * _GENTLE_MS / self._target_ms, self._grain.least)
                 self._target_ms = _GENTLE_MS
 
     def took(self, pieces: int, elapsed_ms: float) -> None:

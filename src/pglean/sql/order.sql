@@ -45,7 +45,8 @@ SELECT format_type(a.atttypid, -1),
                                      'text', 'character varying', 'character')
            -- Of unknown encoding, a text is no text to us.
            AND (coll.oid IS NULL OR coll.collisdeterministic AND current_setting('server_encoding') <> 'SQL_ASCII'),
-       s.correlation, s.histogram_bounds::text::text[]
+       s.correlation,
+       coalesce(s.histogram_bounds::text::text[], '{}') || coalesce(s.most_common_vals::text::text[], '{}')
   FROM pg_attribute a
   JOIN pg_class c ON c.oid = a.attrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace
