@@ -10,10 +10,11 @@ Errors are the tree in `pglean.errors`.
 
 from pglean import errors
 from pglean.api import Database, connect
+from pglean.engines.plan import ReindexPlan
 from pglean.errors import Finding, PgleanError
 from pglean.options import Options, Verify, Window
 from pglean.progress import Progress
-from pglean.result import RelationSize, Result
+from pglean.result import RebuiltIndex, ReindexResult, RelationSize, Result
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.status import Finished, Status
 from pglean.selection import Chosen
@@ -28,6 +29,9 @@ __all__ = [
     "PgleanError",
     "Plan",
     "Progress",
+    "RebuiltIndex",
+    "ReindexPlan",
+    "ReindexResult",
     "RelationSize",
     "Result",
     "Status",

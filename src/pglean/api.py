@@ -12,11 +12,14 @@ from typing import Any
 import psycopg
 
 from pglean import catalog, selection
+from pglean.engines import plan as _reindex_plan
+from pglean.engines import reindex as _reindex
+from pglean.engines.plan import Choice, ReindexPlan
 from pglean.errors import PgleanError, UsageError
 from pglean.locks import Patience, Policy
 from pglean.options import Compression, InvalidIndexes, Options, Verify, Window
-from pglean.progress import Callback
-from pglean.result import Result
+from pglean.progress import Callback, Progress
+from pglean.result import ReindexResult, Result
 from pglean.rewrite import cleanup as _cleanup
 from pglean.rewrite import pipeline, schema, steering
 from pglean.rewrite import status as runs
@@ -24,6 +27,8 @@ from pglean.rewrite.plan import Plan
 from pglean.rewrite.status import Finished, Status
 from pglean.selection import Chosen, Selection
 from pglean.server import Server
+
+_WAIT_TIMEOUT_S = Options().wait_timeout_s
 
 
 class Database:
@@ -140,6 +145,55 @@ class Database:
             return {table: work(table) for table in tables}
         with ThreadPoolExecutor(at_once, thread_name_prefix="pglean table") as pool:
             return dict(zip(tables, pool.map(work, tables), strict=True))
+
+    def plan_reindex(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        parents: Sequence[str] = (),
+        indexes: Sequence[str] = (),
+        tablespace: str | None = None,
+        jobs: int = 1,
+        wait_timeout_s: float = _WAIT_TIMEOUT_S,
+    ) -> ReindexPlan:
+        """What `reindex` would do, and what it could not. Touches nothing, takes ACCESS SHARE on indexes for a moment.
+
+        Raises `Refused`, `UsageError` or `Incomplete` where nothing at all could be done.
+        """
+        options = _options(None, {"tablespace": tablespace, "jobs": jobs, "wait_timeout_s": wait_timeout_s})
+        with _told(self.server):
+            return _reindex_plan.plan(self.server, Choice(tuple(tables), tuple(parents), tuple(indexes)), options)
+
+    def reindex(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        parents: Sequence[str] = (),
+        indexes: Sequence[str] = (),
+        tablespace: str | None = None,
+        jobs: int = 1,
+        wait_timeout_s: float = _WAIT_TIMEOUT_S,
+        on_progress: Callback | None = None,
+    ) -> ReindexResult:
+        """Rebuild all indexes of tables, of `parents` with their inheritors or partitions, and single ones.
+
+        REINDEX INDEX CONCURRENTLY does the work; what earlier ones that failed have left of these tables is dropped.
+        `tablespace`: where the indexes are moved to. `jobs`: so many tables at the same time; the indexes of one are
+        rebuilt one after the other. `wait_timeout_s`: how long the first lock of each rebuild is waited for;
+        transactions that use the table are waited for as long as they last, which `on_progress` is told.
+        The role must own the tables, or have MAINTAIN on them (PostgreSQL 17); superuser is not needed.
+
+        Locks: SHARE UPDATE EXCLUSIVE on a table while its indexes are rebuilt; readers and writers go on.
+        Returns what was done; what was not, with its error, is in `failures` of the result (`error` sums it up).
+        Raises `Refused`, `UsageError` or `Incomplete` where nothing at all could be done.
+        """
+        options = _options(None, {"tablespace": tablespace, "jobs": jobs, "wait_timeout_s": wait_timeout_s})
+        with _told(self.server):
+            plan = _reindex_plan.plan(self.server, Choice(tuple(tables), tuple(parents), tuple(indexes)), options)
+            for finding in plan.warnings:
+                if on_progress is not None:
+                    on_progress(Progress(0, "", "planned", message=f"warning: {finding}"))
+            return _reindex.run(self.server, plan, options, on_progress)
 
     def resume(self, job: int, *, on_progress: Callback | None = None) -> Result | None:
         """Go on with a run that was interrupted or kept, with its own options, in this process.

@@ -83,7 +83,7 @@ class Refused(PgleanError):
 
     exit_status = 3
 
-    def __init__(self, table: str, findings: Sequence[Finding]) -> None:
+    def __init__(self, table: str, findings: Sequence[Finding], verb: str = "repacked") -> None:
         self.table = table
         self.findings = tuple(findings)
         first = self.findings[0]
@@ -91,7 +91,7 @@ class Refused(PgleanError):
             super().__init__(first.message, detail=first.detail, hint=first.hint)
         else:
             super().__init__(
-                f"{table} cannot be repacked for {len(self.findings)} reasons",
+                f"{table} cannot be {verb} for {len(self.findings)} reasons",
                 detail="\n".join(str(finding) for finding in self.findings),
             )
 
@@ -176,13 +176,15 @@ class DiskFull(PgleanError):
 
 
 class Incomplete(PgleanError):
-    """Several tables were asked for, and some were not done. `failures` maps each to its error."""
+    """Several tables (or indexes) were asked for, and some were not done. `failures` maps each to its error."""
 
     exit_status = 9
 
-    def __init__(self, failures: dict[str, PgleanError], done: int, what: str = "tables") -> None:
+    def __init__(
+        self, failures: dict[str, PgleanError], done: int, things: str = "tables", verb: str = "repacked"
+    ) -> None:
         self.failures = failures
         super().__init__(
-            f"{len(failures)} of {done + len(failures)} {what} {'was' if len(failures) == 1 else 'were'} not repacked",
+            f"{len(failures)} of {done + len(failures)} {things} {'was' if len(failures) == 1 else 'were'} not {verb}",
             detail="\n".join(f"{table}: {error.message}" for table, error in failures.items()),
         )

@@ -44,6 +44,8 @@ class Mode(StrEnum):
 
     #: Readers' lock: keeps TRUNCATE, rewrites and column changes away.
     ACCESS_SHARE = "ACCESS SHARE"
+    #: Keeps DDL, VACUUM and index builds away; readers and writers go on.
+    SHARE_UPDATE_EXCLUSIVE = "SHARE UPDATE EXCLUSIVE"
     #: Keeps writers and other DDL away; readers go on.
     SHARE_ROW_EXCLUSIVE = "SHARE ROW EXCLUSIVE"
     #: Keeps everybody away.
@@ -52,6 +54,7 @@ class Mode(StrEnum):
 
 _STATEMENT: dict[Mode, LiteralString] = {
     Mode.ACCESS_SHARE: "LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+    Mode.SHARE_UPDATE_EXCLUSIVE: "LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE",
     Mode.SHARE_ROW_EXCLUSIVE: "LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE",
     Mode.ACCESS_EXCLUSIVE: "LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE",
 }
@@ -59,6 +62,13 @@ _STATEMENT: dict[Mode, LiteralString] = {
 #: Modes that conflict with each of ours, as the server's documentation has them.
 _CONFLICTS: dict[Mode, list[str]] = {
     Mode.ACCESS_SHARE: ["AccessExclusiveLock"],
+    Mode.SHARE_UPDATE_EXCLUSIVE: [
+        "ShareUpdateExclusiveLock",
+        "ShareLock",
+        "ShareRowExclusiveLock",
+        "ExclusiveLock",
+        "AccessExclusiveLock",
+    ],
     Mode.SHARE_ROW_EXCLUSIVE: [
         "RowExclusiveLock",
         "ShareUpdateExclusiveLock",

@@ -12,8 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
+from pglean.engines.plan import ReindexPlan
 from pglean.errors import PgleanError
-from pglean.result import Result
+from pglean.result import ReindexResult, Result
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.status import Finished, Status
 from pglean.table import quote_name
@@ -152,6 +153,70 @@ def _order_json(plan: Plan) -> dict[str, object] | None:
         "index": order.index,
         "way": "one statement" if order.ranges is None else "key ranges",
         "reason": order.reason,
+    }
+
+
+def reindex_summary(result: ReindexResult) -> RenderableType:
+    """What was rebuilt, dropped, and not done."""
+    grid = Grid(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    grid.add_column("index", footer="total", overflow="fold")
+    for heading, footer in (
+        ("before", bytes_text(result.bytes_before)),
+        ("after", bytes_text(result.bytes_after)),
+        ("", _saved(result.bytes_before, result.bytes_after)),
+        ("time", seconds_text(result.elapsed_s)),
+    ):
+        grid.add_column(heading, footer=footer, justify="right", no_wrap=True)
+    for index in result.indexes:
+        grid.add_row(
+            Text(index.index),
+            bytes_text(index.bytes_before),
+            bytes_text(index.bytes_after),
+            _saved(index.bytes_before, index.bytes_after),
+            seconds_text(index.elapsed_s),
+        )
+    lines = [Text(f"dropped invalid index {name}") for name in result.removed]
+    if result.ended_by is not None:
+        # Whatever else was not done is told with the error.
+        lines += [Text(f"not done: {name}: {error.message}") for name, error in result.failures.items()]
+    if not result.indexes:
+        return Group(*(lines or [Text("nothing to rebuild")]))
+    return Group(grid, *lines)
+
+
+def reindex_plan_summary(plan: ReindexPlan) -> RenderableType:
+    """What would be rebuilt, dropped, and what cannot be."""
+    lines: list[RenderableType] = []
+    for work in plan.works:
+        for index in work.removals:
+            lines.append(Text(f"index {index.qualified_name} would be dropped. {index.story}"))
+    if rebuilds := [index for work in plan.works for index in work.rebuilds]:
+        where = "" if plan.tablespace is None else f", and moved to tablespace {quote_name(plan.tablespace)}"
+        grid = Grid(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
+        grid.add_column(f"would be rebuilt{where}", footer="total", overflow="fold")
+        total = sum(index.bytes for index in rebuilds)
+        grid.add_column("size", footer=bytes_text(total), justify="right", no_wrap=True)
+        for index in rebuilds:
+            grid.add_row(Text(f"{index.qualified_name}{'' if index.valid else ' (invalid)'}"), bytes_text(index.bytes))
+        lines.append(grid)
+    lines += [Text(f"cannot be done: {name}: {error}") for name, error in plan.failures.items()]
+    lines += [Text(f"WARNING:  {finding}", style="yellow") for finding in plan.warnings]
+    return Group(*(lines or [Text("nothing to rebuild")]))
+
+
+def reindex_plan_json(plan: ReindexPlan) -> dict[str, object]:
+    """The same for machines."""
+    return {
+        "status": "planned",
+        "tablespace": plan.tablespace,
+        "indexes": [
+            {"index": index.qualified_name, "table": work.relation.qualified_name, "bytes": index.bytes}
+            for work in plan.works
+            for index in work.rebuilds
+        ],
+        "removals": [index.qualified_name for work in plan.works for index in work.removals],
+        "failures": [error_json(name, error) for name, error in plan.failures.items()],
+        "warnings": [{"code": finding.code, "message": finding.message} for finding in plan.warnings],
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pglean.errors import Incomplete, PgleanError, Refused
+
 
 @dataclass(frozen=True, slots=True)
 class RelationSize:
@@ -57,3 +59,79 @@ class Result:
         """For ``--json`` and for the job's row."""
         rows = None if self.verify == "none" else self.rows
         return {**asdict(self), "rows": rows, "bytes_before": self.bytes_before, "bytes_after": self.bytes_after}
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltIndex:
+    """An index that was rebuilt."""
+
+    #: Qualified names.
+    index: str
+    table: str
+    bytes_before: int
+    bytes_after: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexResult:
+    """What became of the indexes that were to be rebuilt."""
+
+    indexes: tuple[RebuiltIndex, ...]
+    #: Qualified names of invalid indexes that were dropped: what failed rebuilds of before had left.
+    removed: tuple[str, ...]
+    #: What was not done, by the name of the index or table, with its reason.
+    failures: dict[str, PgleanError]
+    #: What ended the run before its time; None where nothing did.
+    ended_by: PgleanError | None
+    elapsed_s: float
+
+    @property
+    def bytes_before(self) -> int:
+        """Of all that were rebuilt."""
+        return sum(index.bytes_before for index in self.indexes)
+
+    @property
+    def bytes_after(self) -> int:
+        """Of all that were rebuilt."""
+        return sum(index.bytes_after for index in self.indexes)
+
+    @property
+    def error(self) -> PgleanError | None:
+        """What to raise where not all was done; None where all was."""
+        return self.ended_by or failure(self.failures, len(self.indexes))
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "status": "failed" if self.error else "done",
+            "indexes": [asdict(index) for index in self.indexes],
+            "removed": list(self.removed),
+            "failures": [
+                {
+                    "name": name,
+                    "exit_status": error.exit_status,
+                    "message": error.message,
+                    "detail": error.detail,
+                    "hint": error.hint,
+                    "codes": [finding.code for finding in getattr(error, "findings", ())],
+                }
+                for name, error in self.failures.items()
+            ],
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "elapsed_s": self.elapsed_s,
+        }
+
+
+def failure(failures: dict[str, PgleanError], done: int) -> PgleanError | None:
+    """The one error that tells of all: itself where it is the only one, one refusal of all where nothing was done."""
+    if not failures:
+        return None
+    errors = list(failures.values())
+    if not done and len(errors) == 1:
+        return errors[0]
+    if not done and all(isinstance(error, Refused) for error in errors):
+        findings = [finding for error in errors for finding in getattr(error, "findings", ())]
+        return Refused("what was named", findings, "reindexed")
+    return Incomplete(failures, done, "indexes", "rebuilt")

@@ -9,6 +9,7 @@ import click
 
 from pglean.cli.demo import demo_command
 from pglean.cli.display import console
+from pglean.cli.reindex import reindex_command
 from pglean.cli.repack import repack_command
 from pglean.cli.runs import cleanup_command, log_command, status_command, uninstall_command
 from pglean.cli.steer import abort_command, pause_command, resume_command, swap_command
@@ -27,6 +28,7 @@ def pglean() -> None:
 
 for _command in (
     repack_command,
+    reindex_command,
     status_command,
     pause_command,
     resume_command,

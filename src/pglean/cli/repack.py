@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -13,13 +10,15 @@ import click
 from pglean.catalog import split_names
 from pglean.cli.batch import Work, failure_as_json, repack_database, repack_databases
 from pglean.cli.connection import as_utf8, connection_options, open_database
+from pglean.cli.messages import LEVELS, logged
+from pglean.cli.reindex import Request, check_usage, without_effect
+from pglean.cli.reindex import names as distinct_names
 from pglean.cli.sections import Section, SectionedCommand
 from pglean.errors import UsageError
 from pglean.options import Compression, InvalidIndexes, Options, Verify, Window, lag, size_bytes
 from pglean.selection import Selection
 from pglean.version import __version__
 
-_LEVELS = ("DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "LOG", "FATAL", "PANIC")
 _DEFAULTS = Options()
 
 #: Options of pg_repack that are accepted, and why there is nothing to be done.
@@ -49,6 +48,8 @@ _UNUSED = Section("Options of pg_repack that nothing needs here")
 @_WHAT.option(
     "-C", "--exclude-extension", "extensions", multiple=True, metavar="NAME", help="Leave out an extension's tables."
 )
+@_WHAT.option("-x", "--only-indexes", is_flag=True, help="Rebuild the indexes of the named tables only.")
+@_WHAT.option("-i", "--index", "indexes", multiple=True, metavar="INDEX", help="Rebuild only this index; repeatable.")
 @_WHAT.option("-N", "--dry-run", is_flag=True, help="Show what would be done, with sizes, and do nothing.")
 @_WHAT.option(
     "--tables-at-once",
@@ -144,7 +145,7 @@ _UNUSED = Section("Options of pg_repack that nothing needs here")
 @_SHOWN.option(
     "-E",
     "--elevel",
-    type=click.Choice(_LEVELS, case_sensitive=False),
+    type=click.Choice(LEVELS, case_sensitive=False),
     default="INFO",
     show_default=True,
     help="Least severe messages to show; DEBUG adds what becomes of each lock.",
@@ -161,6 +162,8 @@ def repack_command(
     parents: tuple[str, ...],
     schemas: tuple[str, ...],
     extensions: tuple[str, ...],
+    only_indexes: bool,
+    indexes: tuple[str, ...],
     no_superuser_check: bool,
     no_error_on_publication: bool,
     apply_count: int | None,
@@ -213,11 +216,11 @@ def repack_command(
     4 no lock in time, 5 connection lost, 6 table changed by DDL,
     7 verification failed, 8 interrupted, 9 some of several tables not done.
     """
-    context, level = click.get_current_context(), _LEVELS.index(elevel.upper())
+    context, level = click.get_current_context(), LEVELS.index(elevel.upper())
     if echo:
-        context.with_resource(_logged("pglean.sql", logging.INFO))
-    if level == _LEVELS.index("DEBUG"):
-        context.with_resource(_logged("pglean.locks", logging.DEBUG))
+        context.with_resource(logged("pglean.sql", logging.INFO))
+    if level == LEVELS.index("DEBUG"):
+        context.with_resource(logged("pglean.locks", logging.DEBUG))
         unused = {
             "--no-superuser-check": no_superuser_check,
             "--no-error-on-publication": no_error_on_publication,
@@ -226,6 +229,30 @@ def repack_command(
         }
         for option in (option for option, given in unused.items() if given):
             click.echo(f"pglean: debug: {option} changes nothing: {_WHY_UNUSED[option]}", err=True)
+    if check_usage(
+        only_indexes=only_indexes,
+        tables=tables,
+        parents=parents,
+        indexes=indexes,
+        all_databases=all_databases,
+        exclude_extensions=extensions,
+    ):
+        if level <= LEVELS.index("WARNING"):
+            for warning in without_effect(context):
+                click.echo(f"pglean: warning: {warning}", err=True)
+        Request(
+            tables=distinct_names("table name", tables),
+            parents=distinct_names("table name", parents),
+            indexes=distinct_names("index name", indexes),
+            tablespace=None if tablespace is None else as_utf8("tablespace", tablespace),
+            jobs=jobs,
+            wait_timeout_s=wait_timeout,
+            dry_run=dry_run,
+            as_json=as_json,
+            quiet=quiet,
+            level=level,
+        ).run(connection)
+        return
     asked = _names((*tables, *parents))
     with failure_as_json(asked if as_json else None):
         if kill_backend and no_kill_backend:
@@ -274,8 +301,8 @@ def repack_command(
         at_once=tables_at_once,
         as_json=as_json,
         # Messages below the level are left out: progress and summaries are INFO, warnings are WARNING.
-        told=level <= _LEVELS.index("INFO") and not quiet,
-        warned=level <= _LEVELS.index("WARNING"),
+        told=level <= LEVELS.index("INFO") and not quiet,
+        warned=level <= LEVELS.index("WARNING"),
     )
     (repack_databases if all_databases else repack_database)(database, selection, work)
 
@@ -303,18 +330,3 @@ def _invalid_indexes(given: str | None, no_error: bool, error: bool) -> InvalidI
     if given is not None:
         return InvalidIndexes(given)
     return InvalidIndexes.REBUILD if no_error else InvalidIndexes.REFUSE
-
-
-@contextlib.contextmanager
-def _logged(name: str, level: int) -> Iterator[None]:
-    """Show on standard error what a logger is told in the block."""
-    logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)

@@ -78,8 +78,7 @@ def _check(before: Table, after: Table) -> None:
     if before.key is None or after.key is None or before.key.columns != after.key.columns:
         raise _other_key(before)
     for finding in checks.of_indexes(after):
-        if finding.code != checks.INVALID_INDEX:
-            raise TableChanged(finding.message, detail=finding.detail, hint=finding.hint)
+        raise TableChanged(finding.message, detail=finding.detail, hint=finding.hint)
 
 
 def _by_oid(fingerprint: Fingerprint) -> dict[int, list[Any]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from pglean.engines import candidate, repair
+from pglean.engines.candidate import Candidate
 from pglean.errors import Finding
 from pglean.options import Options
 from pglean.rewrite import rights
@@ -51,6 +53,8 @@ class Facts:
     compression_exists: bool
     #: Whether the access method that is asked for is the server's own heap.
     method_is_heap: bool
+    #: Invalid indexes of the table.
+    invalid: tuple[Candidate, ...]
 
 
 def gather(
@@ -91,6 +95,9 @@ def gather(
         method_exists=layout[1],
         method_is_heap=layout[2],
         compression_exists=layout[3],
+        invalid=tuple(index for index in candidate.candidates(conn, table.oid) if not index.valid)
+        if any(not index.valid for index in table.indexes)
+        else (),
     )
 
 
@@ -249,25 +256,17 @@ def _key(facts: Facts) -> Iterator[Finding]:
 #: Codes of findings that are not about the table: they refuse every one of the database.
 EVERY_TABLE = frozenset({"version", "standby", "plpgsql", "connections", "rights", "schema"})
 
-#: Code of a finding that may pass by itself.
-INVALID_INDEX = "invalid-index"
-
 
 def _indexes(facts: Facts) -> Iterator[Finding]:
+    for index in facts.invalid:
+        yield repair.finding(index, facts.options.invalid_indexes, facts.table.qualified_name)
     yield from of_indexes(facts.table)
 
 
 def of_indexes(table: Table) -> Iterator[Finding]:
-    """What stands in the way of building the table's indexes anew."""
+    """What stands in the way of building the table's indexes anew, but that some are invalid."""
     for index in table.indexes:
         name = f"{quote_name(index.schema)}.{quote_name(index.name)}"
-        if not index.valid:
-            yield Finding(
-                INVALID_INDEX,
-                f"index {name} is invalid",
-                "It was left by a failed CREATE INDEX CONCURRENTLY or REINDEX CONCURRENTLY, or one is running.",
-                f"DROP INDEX CONCURRENTLY or REINDEX INDEX CONCURRENTLY {name};",
-            )
         if index.foreign_literals and not table.owner_is_superuser:
             several = len(index.foreign_literals) > 1
             literals = "literals of types" if several else "a literal of type"

@@ -19,9 +19,10 @@ from psycopg import errors as pg
 
 from pglean import catalog, disk
 from pglean.capture.trigger import TriggerCapture
+from pglean.engines import repair
 from pglean.errors import CaptureGap, Finding, IndexesChanged, LockNotObtained, Refused, TableChanged, UsageError
 from pglean.locks import Mode, OverBudget, Patience, claim, claimed, locked, patiently, release
-from pglean.options import Options
+from pglean.options import InvalidIndexes, Options
 from pglean.progress import Callback, Progress, Reporter
 from pglean.result import RelationSize, Result
 from pglean.rewrite import (
@@ -186,7 +187,7 @@ _POSITION: Final = {step.phase: position for position, step in enumerate(STEPS)}
 def preflight(server: Server, oid: int, options: Options) -> Plan:
     """What would be done; raises `Refused` with all findings where something stands in the way. Touches nothing."""
     with server.connect("preflight") as conn:
-        return _plan(server, conn, oid, options, busy=claimed(conn, oid))
+        return _plan(server, conn, oid, options, busy=claimed(conn, oid), invalid_indexes=options.invalid_indexes)
 
 
 def check_connections(server: Server, options: Options, tables: int) -> None:
@@ -197,14 +198,24 @@ def check_connections(server: Server, options: Options, tables: int) -> None:
             raise Refused(f"{tables} tables at once" if tables > 1 else "the table", findings)
 
 
-def _plan(server: Server, conn: Connection, oid: int, options: Options, *, busy: bool) -> Plan:
+def _plan(
+    server: Server,
+    conn: Connection,
+    oid: int,
+    options: Options,
+    *,
+    busy: bool,
+    invalid_indexes: InvalidIndexes = InvalidIndexes.REFUSE,
+) -> Plan:
+    """`invalid_indexes`: what will be done about these first; after that, what is invalid still refuses the run."""
     sessions = options.jobs + _OTHER_SESSIONS
 
     def read() -> tuple[catalog.Fingerprint | None, Table, list[Finding]]:
         # The fingerprint comes first: what is changed after it will be noticed.
         fingerprint = catalog.fingerprint(conn, oid)
         table = catalog.load(conn, oid)
-        facts = checks.gather(conn, server.capabilities, table, options, busy=busy, sessions=sessions)
+        asked = replace(options, invalid_indexes=invalid_indexes)
+        facts = checks.gather(conn, server.capabilities, table, asked, busy=busy, sessions=sessions)
         return fingerprint, table, checks.run(facts)
 
     fingerprint, table, findings = patiently(server, conn, oid, ending.patience(server, options), read)
@@ -250,6 +261,10 @@ def repack(
     Locks taken on it: ACCESS SHARE per chunk and refresh; SHARE ROW EXCLUSIVE and ACCESS EXCLUSIVE for a moment each.
     Raises the errors of `pglean.errors`, which say what has become of the run (`ending`).
     """
+    if options.invalid_indexes is not InvalidIndexes.REFUSE:
+        # Whatever else refuses the run does so before an index is touched.
+        preflight(server, oid, options)
+        repair.repair(server, oid, options, on_progress)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return _repack(server, oid, options, on_progress, only)

@@ -1,0 +1,217 @@
+"""Which indexes are to be rebuilt, and what the server would refuse: found before anything is touched, all at once.
+
+Also found is what rebuilds of before have left of the same tables; that is removed with the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pglean import catalog
+from pglean.engines import candidate
+from pglean.engines.candidate import Candidate, Relation
+from pglean.errors import Finding, PgleanError, Refused, UsageError
+from pglean.locks import Patience, Policy, claimed, patiently
+from pglean.options import Options
+from pglean.result import failure
+from pglean.server import Connection, Server, scalar
+from pglean.sql import query
+from pglean.table import quote_name
+
+#: REINDEX (TABLESPACE …) and what pg_locks tells of waiting came with this version.
+_OLDEST = 140000
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was asked for, by names as in SQL."""
+
+    tables: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    indexes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done to one table."""
+
+    relation: Relation
+    #: In this order, first.
+    removals: tuple[Candidate, ...]
+    #: In this order.
+    rebuilds: tuple[Candidate, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all that is to be rebuilt."""
+        return sum(index.bytes for index in self.rebuilds)
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexPlan:
+    """What is to be done, and what cannot be."""
+
+    works: tuple[Work, ...]
+    #: Where the indexes are to be moved; None: they stay where they are.
+    tablespace: str | None
+    #: By the name of the index or table.
+    failures: dict[str, PgleanError]
+    warnings: tuple[Finding, ...]
+
+    @property
+    def error(self) -> PgleanError | None:
+        """What to raise where not all can be done; None where all can."""
+        return failure(self.failures, sum(len(work.rebuilds) for work in self.works))
+
+
+def plan(server: Server, choice: Choice, options: Options) -> ReindexPlan:
+    """What would be done. Touches nothing; takes ACCESS SHARE on indexes for a moment.
+
+    Raises `Refused`, `UsageError`, or `Incomplete` where nothing at all could be done.
+    """
+    with server.connect("preflight") as conn:
+        if findings := list(_of_server(server, conn, options)):
+            raise Refused("an index", findings, "rebuilt")
+        failures: dict[str, PgleanError] = {}
+        whole, single = _choose(server, conn, choice, failures)
+        made = _Plan(server, conn, options, failures)
+        for relation in candidate.relations(conn, [*whole, *single.values()]).values():
+            made.add(relation, None if relation.oid in whole else [i for i, t in single.items() if t == relation.oid])
+        found = made.finished()
+    if not found.works and (error := failure(failures, 0)) is not None:
+        raise error
+    return found
+
+
+def _of_server(server: Server, conn: Connection, options: Options) -> Iterator[Finding]:
+    if server.capabilities.version < _OLDEST:
+        yield Finding(
+            "version",
+            f"server version {server.capabilities.version // 10000} is too old",
+            "pglean needs PostgreSQL 14 or later.",
+            "Upgrade the server.",
+        )
+    if server.capabilities.in_recovery:
+        yield Finding(
+            "standby",
+            "the server is a standby",
+            "Nothing can be written there.",
+            "Run pglean on the primary; the standby follows by itself.",
+        )
+    if (name := options.tablespace) is None:
+        return
+    allowed = scalar(conn, query("reindex.tablespace"), {"name": name})
+    if allowed is None:
+        raise UsageError(f'tablespace "{name}" does not exist')
+    if name == "pg_global":
+        yield Finding(
+            "tablespace", "tablespace pg_global is for what all databases share", None, "Name another tablespace."
+        )
+    elif not allowed:
+        yield Finding(
+            "tablespace",
+            f"you may not put anything into tablespace {quote_name(name)}",
+            None,
+            f"GRANT CREATE ON TABLESPACE {quote_name(name)} TO your role;",
+        )
+
+
+def _choose(
+    server: Server, conn: Connection, choice: Choice, failures: dict[str, PgleanError]
+) -> tuple[dict[int, None], dict[int, int]]:
+    """OIDs of the tables all of whose indexes are wanted, and of single indexes with their tables."""
+    whole: dict[int, None] = {}
+    single: dict[int, int] = {}
+    for kind, names in (("table", choice.tables), ("parent", choice.parents), ("index", choice.indexes)):
+        for name in names:
+            try:
+                oid = catalog.resolve(server, conn, name)
+            except UsageError as error:
+                failures[name] = error
+                continue
+            if kind == "table":
+                whole[oid] = None
+            elif kind == "parent":
+                whole.update(dict.fromkeys(candidate.family(conn, oid)))
+            elif (table := candidate.table_of(conn, oid)) is not None:
+                single[oid] = table
+            else:
+                failures[name] = UsageError(f'"{name}" is not an index', hint="Tables are named by -t.")
+    return whole, single
+
+
+class _Plan:
+    """A plan in the making."""
+
+    def __init__(self, server: Server, conn: Connection, options: Options, failures: dict[str, PgleanError]) -> None:
+        self._server, self._conn, self._options = server, conn, options
+        self._failures = failures
+        self._warnings: list[Finding] = []
+        self._works: list[Work] = []
+        self._patience = Patience(server, Policy.of(options), lambda _: None)
+
+    def add(self, relation: Relation, only: list[int] | None) -> None:
+        """All indexes of the table, or only these; what failed rebuilds have left of it in any case."""
+        busy = claimed(self._conn, relation.main_oid)
+        if findings := list(candidate.of_relation(relation, busy=busy)):
+            self._failures[relation.qualified_name] = Refused(relation.qualified_name, findings, "reindexed")
+            return
+        indexes = self._indexes(relation)
+        rebuilds: list[Candidate] = []
+        for index in indexes:
+            if index.leftover or (only is not None and index.oid not in only):
+                continue
+            if index.builder is not None and index.named_as_leftover and only is None:
+                # Somebody's REINDEX is at work, for whose end this table is waited for anyhow.
+                continue
+            if findings := list(candidate.of_index(index, relation)):
+                self._failures[index.qualified_name] = Refused(index.qualified_name, findings, "rebuilt")
+            else:
+                rebuilds.append(index)
+        if only is None and not indexes:
+            self._warnings.append(Finding("no-index", f"{relation.qualified_name} has no indexes", fatal=False))
+        rebuilds.sort(key=lambda index: -index.bytes)
+        self._add(Work(relation, tuple(self._removals(relation, indexes)), tuple(rebuilds)))
+
+    def _add(self, work: Work) -> None:
+        if work.removals or work.rebuilds:
+            self._works.append(work)
+
+    def _indexes(self, relation: Relation) -> list[Candidate]:
+        return patiently(
+            self._server,
+            self._conn,
+            relation.oid,
+            self._patience,
+            lambda: candidate.candidates(self._conn, relation.oid),
+        )
+
+    def _removals(self, relation: Relation, indexes: list[Candidate]) -> Iterator[Candidate]:
+        """What failed rebuilds have left of the table, and of its TOAST table."""
+        places = [(relation, indexes)]
+        if relation.toast_oid is not None:
+            for toast in candidate.relations(self._conn, [relation.toast_oid]).values():
+                places.append((toast, self._indexes(toast)))
+        for place, found in places:
+            for index in found:
+                if not index.leftover or index.builder is not None:
+                    continue
+                if place.owned and place.schema_usage:
+                    yield index
+                    continue
+                self._warnings.append(
+                    Finding(
+                        "leftover",
+                        f"index {index.qualified_name} cannot be removed by your role",
+                        index.story,
+                        f"As {'a superuser' if place.owned else 'its owner'}:"
+                        f" DROP INDEX CONCURRENTLY {index.qualified_name};",
+                        fatal=False,
+                    )
+                )
+
+    def finished(self) -> ReindexPlan:
+        """The table with most to be done comes first: begun last, it would be worked on alone."""
+        works = sorted(self._works, key=lambda work: -work.bytes)
+        return ReindexPlan(tuple(works), self._options.tablespace, self._failures, tuple(self._warnings))

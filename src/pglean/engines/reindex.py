@@ -1,0 +1,317 @@
+"""Indexes rebuilt one by one by REINDEX INDEX CONCURRENTLY, with what the server leaves to the user.
+
+It says beforehand what the server will refuse (`plan`); it says who is waited for (`watch`); and it removes what a
+rebuild that failed or was cancelled leaves behind, an invalid index ``…_ccnew`` or ``…_ccold``: its own at once, that
+of earlier ones with the next run (`removal`).
+
+Two rebuilds on one table exclude each other (SHARE UPDATE EXCLUSIVE, held by the session from the first to the last
+step), so those of a table are done one after the other, the largest first, and `jobs` tables at the same time.
+Neither superuser nor the schema pglean is needed, but the rights of the tables' owner: the server itself runs index
+expressions as that role.
+
+Locks: SHARE UPDATE EXCLUSIVE on each table while an index of it is rebuilt, which keeps nobody waiting but DDL, VACUUM
+and the like. Killed: an invalid index, as above.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import psycopg
+from psycopg import sql
+
+from pglean.engines import candidate
+from pglean.engines.candidate import Candidate, Relation
+from pglean.engines.plan import ReindexPlan, Work
+from pglean.engines.removal import is_left, remove
+from pglean.engines.watch import Place, Watch
+from pglean.errors import ConnectionLost, Interrupted, LockNotObtained, PgleanError, Refused
+from pglean.locks import Policy, claim, release
+from pglean.options import Options
+from pglean.pausepoint import reach
+from pglean.progress import Callback, Reporter
+from pglean.result import RebuiltIndex, ReindexResult
+from pglean.server import Connection, Server
+from pglean.sql import query
+
+#: How long each of those may be waited for who are in the way of undoing, and a server that is restarting.
+_UNDO_WAIT_S, _RECONNECT_S = 10.0, 30.0
+
+
+def run(server: Server, plan: ReindexPlan, options: Options, on_progress: Callback | None = None) -> ReindexResult:
+    """Remove and rebuild what was planned; what fails is in the result, and nothing of it is left, or it is told.
+
+    Locks: SHARE UPDATE EXCLUSIVE on each table in turn, its first request for at most `wait_timeout_s`; then all
+    transactions are waited for that use it, as long as they last.
+    """
+    return _Run(server, plan, options, on_progress).all()
+
+
+@dataclass(slots=True)
+class _Unclean:
+    """A rebuild that has failed: what was invalid before it is none of ours."""
+
+    index: Candidate
+    relation: Relation
+    reporter: Reporter
+    before: frozenset[int]
+    error: PgleanError
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What has become of the work so far, by all threads."""
+
+    rebuilt: list[RebuiltIndex] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    failures: dict[str, PgleanError] = field(default_factory=dict)
+    unclean: list[_Unclean] = field(default_factory=list)
+    ended_by: PgleanError | None = None
+
+
+class _Run:
+    """One run: a thread per table, as many at a time as there are jobs."""
+
+    def __init__(self, server: Server, plan: ReindexPlan, options: Options, on_progress: Callback | None) -> None:
+        self._server, self._plan, self._options, self._on_progress = server, plan, options, on_progress
+        self._policy = Policy.of(options)
+        self._watch = Watch(server)
+        self._lock = threading.Lock()
+        self._out = _Outcome(failures=dict(plan.failures))
+
+    def all(self) -> ReindexResult:
+        started = time.monotonic()
+        with self._watch:
+            try:
+                with ThreadPoolExecutor(self._options.jobs, thread_name_prefix="pglean reindex") as pool:
+                    try:
+                        list(pool.map(self._table, self._plan.works))
+                    except BaseException:
+                        # Python's own Ctrl-C: the threads must not go on.
+                        self._server.abort(Interrupted("interrupted"))
+                        raise
+            finally:
+                self._clean()
+        return ReindexResult(
+            indexes=tuple(self._out.rebuilt),
+            removed=tuple(self._out.removed),
+            failures=self._out.failures,
+            ended_by=self._out.ended_by,
+            elapsed_s=round(time.monotonic() - started, 3),
+        )
+
+    def _table(self, work: Work) -> None:
+        relation = work.relation
+        reporter = Reporter(0, relation.qualified_name, self._on_progress)
+        todo = [*work.removals, *work.rebuilds]
+        try:
+            with self._claimed(relation) as conn:
+                while todo and self._out.ended_by is None:
+                    index = todo[0]
+                    act = self._remove if index in work.removals else self._rebuild
+                    try:
+                        act(conn, index, relation, reporter)
+                    except LockNotObtained:
+                        # It is the table's: for its other indexes it would be waited for as long again.
+                        raise
+                    except Exception as error:
+                        self._failed(index, error)
+                    todo.pop(0)
+        except Exception as error:
+            for index in todo:
+                self._failed(index, error)
+            return
+        for index in todo:
+            self._failed(index, PgleanError("not begun: the run was ended before"))
+        if self._out.ended_by is None:
+            reporter.phase("done")
+
+    @contextlib.contextmanager
+    def _claimed(self, relation: Relation) -> Iterator[Connection]:
+        """A session that has the claim on the table: no other run of pglean works on it meanwhile."""
+        with self._server.connect(f"reindex {relation.name}") as conn:
+            if not claim(conn, relation.main_oid):
+                name = relation.qualified_name
+                raise Refused(name, list(candidate.of_relation(relation, busy=True)), "reindexed")
+            try:
+                yield conn
+            finally:
+                # Not left to the end of the session, which the server takes its time to notice.
+                with contextlib.suppress(psycopg.Error):
+                    release(conn, relation.main_oid)
+
+    def _failed(self, index: Candidate, error: Exception) -> None:
+        told = self._server.translate(error)
+        with self._lock:
+            self._out.failures[index.qualified_name] = told
+            if told.ends_batch and self._out.ended_by is None:
+                self._out.ended_by = told
+
+    # ---- one index
+
+    def _remove(self, conn: Connection, index: Candidate, relation: Relation, reporter: Reporter) -> None:
+        reporter.phase(f"removing index {index.name}")
+        try:
+            removed = self._watch.in_line(
+                conn,
+                Place(index.table_oid, relation.qualified_name),
+                reporter,
+                self._policy,
+                lambda: remove(self._server, conn, index, self._policy.wait_timeout_s),
+            )
+        except (PgleanError, psycopg.Error) as error:
+            told = self._server.translate(error)
+            _add_hint(told, f"Index {index.qualified_name} is still there; the next run removes it.")
+            raise told from error
+        if not removed:
+            reporter.message(f"index {index.qualified_name} is gone, or valid, by now: left alone")
+            return
+        with self._lock:
+            self._out.removed.append(index.qualified_name)
+        reporter.message(f"removed invalid index {index.qualified_name}. {index.story}")
+
+    def _rebuild(self, conn: Connection, index: Candidate, relation: Relation, reporter: Reporter) -> None:
+        # Its own, once it has been exchanged for another, is ours.
+        before = candidate.invalid_oids(conn, index.table_oid) - {index.oid}
+        reporter.phase(f"index {index.name}")
+        reach("reindex: before an index")
+        started = time.monotonic()
+        try:
+            self._watch.in_line(
+                conn,
+                Place(index.table_oid, relation.qualified_name),
+                reporter,
+                self._policy,
+                lambda: conn.execute(self._statement(index)),
+            )
+            reach("reindex: after an index")
+            if candidate.invalid_oids(conn, index.table_oid) - before:
+                # Of an attempt that was cancelled a moment after it had got its lock.
+                self._undo(conn, _Unclean(index, relation, reporter, before, PgleanError("")))
+        except Exception as error:
+            told = _told(index, self._server.translate(error), error)
+            unclean = _Unclean(index, relation, reporter, before, told)
+            if unclean.error.ends_batch:
+                # Undone when all threads have ended.
+                with self._lock:
+                    self._out.unclean.append(unclean)
+                raise unclean.error from error
+            with self._server.connect("reindex undo", cancellable=False) as undo:
+                rebuilt = self._undo(undo, unclean)
+            if not rebuilt:
+                raise unclean.error from error
+        self._done(conn, index, relation, time.monotonic() - started)
+
+    def _statement(self, index: Candidate) -> sql.Composed:
+        name = sql.Identifier(index.schema, index.name)
+        if self._plan.tablespace is None:
+            return sql.SQL("REINDEX INDEX CONCURRENTLY {}").format(name)
+        return sql.SQL("REINDEX (CONCURRENTLY, TABLESPACE {}) INDEX {}").format(
+            sql.Identifier(self._plan.tablespace), name
+        )
+
+    def _done(self, conn: Connection, index: Candidate, relation: Relation, elapsed_s: float) -> None:
+        found = conn.execute(query("reindex.named"), {"schema": index.schema, "name": index.name}).fetchone()
+        done = RebuiltIndex(
+            index=index.qualified_name,
+            table=relation.qualified_name,
+            bytes_before=index.bytes,
+            # Renamed or dropped by another session since.
+            bytes_after=0 if found is None else int(found[1]),
+            elapsed_s=round(elapsed_s, 3),
+        )
+        with self._lock:
+            self._out.rebuilt.append(done)
+
+    # ---- undoing
+
+    def _clean(self) -> None:
+        """Remove what rebuilds have left that were interrupted. On entry: all threads have ended."""
+        if not self._out.unclean:
+            return
+        with self._server.shielded():
+            reach("reindex: undo")
+            for unclean in self._out.unclean:
+                try:
+                    with self._reach_again() as conn:
+                        if self._undo(conn, unclean):
+                            self._out.failures.pop(unclean.index.qualified_name, None)
+                            self._done(conn, unclean.index, unclean.relation, 0)
+                except (PgleanError, psycopg.Error):
+                    _add_hint(
+                        unclean.error,
+                        "What the rebuild may have left, an invalid index named ..._ccnew or so, the next one removes.",
+                    )
+
+    def _undo(self, conn: Connection, unclean: _Unclean) -> bool:
+        """Remove what it has left; returns whether the index was rebuilt in spite of it all.
+
+        What has to stay for now (somebody uses the table all the time) is told in the error's hint.
+        """
+        index, place = unclean.index, Place(unclean.index.table_oid, unclean.relation.qualified_name)
+        policy = replace(self._policy, wait_timeout_s=_UNDO_WAIT_S)
+        left = [
+            one
+            for one in candidate.candidates(conn, index.table_oid)
+            if not one.valid
+            and one.named_as_leftover
+            and one.oid not in unclean.before
+            and (one.oid, one.name) != (index.oid, index.name)
+        ]
+        for one in left:
+            drop = partial(remove, self._server, conn, one, _UNDO_WAIT_S, limit_s=_UNDO_WAIT_S, cancellable=False)
+            with contextlib.suppress(PgleanError, psycopg.Error):
+                self._watch.in_line(conn, place, unclean.reporter, policy, drop)
+        for one in left:
+            if is_left(conn, one):
+                _add_hint(
+                    unclean.error,
+                    f"The invalid index {one.qualified_name} is still there, for its table is in use;"
+                    " the next rebuild of an index of that table removes it.",
+                )
+        named = conn.execute(query("reindex.named"), {"schema": index.schema, "name": index.name}).fetchone()
+        return named is not None and named[0] != index.oid
+
+    @contextlib.contextmanager
+    def _reach_again(self) -> Iterator[Connection]:
+        """A session for undoing; a server that is restarting is waited for."""
+        deadline = time.monotonic() + _RECONNECT_S
+        with contextlib.ExitStack() as stack:
+            conn: Connection | None = None
+            while conn is None:
+                try:
+                    conn = stack.enter_context(self._server.connect("reindex undo", cancellable=False))
+                except ConnectionLost:
+                    if time.monotonic() > deadline:
+                        raise
+                    self._server.rest(0.5)
+            yield conn
+
+
+def _told(index: Candidate, told: PgleanError, error: Exception) -> PgleanError:
+    """What an error of the rebuild means."""
+    name = index.qualified_name
+    if isinstance(error, psycopg.errors.UniqueViolation):
+        return PgleanError(
+            f"could not rebuild unique index {name}: a key occurs more than once",
+            detail=told.detail,
+            hint=(
+                "It is valid, so the table, or the index, is damaged: perhaps text is sorted otherwise since an upgrade"
+                " of the operating system. Find the rows with enable_indexscan and enable_bitmapscan off."
+                if index.valid
+                else f"Delete the duplicates, or drop the index: DROP INDEX CONCURRENTLY {name};"
+            ),
+        )
+    if type(told) is PgleanError:
+        return PgleanError(f"could not rebuild index {name}: {told.message}", detail=told.detail, hint=told.hint)
+    return told
+
+
+def _add_hint(error: PgleanError, text: str) -> None:
+    error.hint = f"{error.hint} {text}" if error.hint else text

@@ -1,0 +1,145 @@
+"""Removing invalid indexes, each by its OID and only while it is invalid, with nobody kept waiting for it but DDL.
+
+DROP INDEX CONCURRENTLY takes a name, which may have come to mean another index, cannot be part of a transaction, and
+waits for its lock as long as somebody builds the very index; which is valid then, and is dropped all the same. So
+another session of ours, the guard, has the index locked meanwhile (COMMENT does that, and is rolled back): the name
+goes on meaning it. DROP locks the table first, which keeps CREATE INDEX and REINDEX away, and then stands in line for
+the index. Now the guard looks: if the index is invalid still, it lets go, if not, it has the DROP cancelled.
+
+Locks: SHARE UPDATE EXCLUSIVE on index and table, while all transactions are waited for that use the table. Killed: the
+invalid index is there, or is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from pglean.engines.candidate import Candidate, builder
+from pglean.errors import LockNotObtained
+from pglean.pausepoint import reach
+from pglean.server import Connection, Server, scalar
+from pglean.sql import query
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
+
+
+def remove(
+    server: Server,
+    conn: Connection,
+    index: Candidate,
+    wait_timeout_s: float,
+    *,
+    limit_s: float = 0,
+    cancellable: bool = True,
+) -> bool:
+    """Drop an invalid index; False where it is gone, or valid, by now.
+
+    `wait_timeout_s`: how long somebody is waited for who rebuilds or drops it. `limit_s`: how long each of those may be
+    waited for that use the table, or have it locked; 0 for as long as it takes. `cancellable`: as of `Server.connect`.
+    Raises `LockNotObtained`, psycopg's LockNotAvailable at the limit (it is invalid still), `Interrupted`.
+    """
+    with server.connect("reindex guard", cancellable=cancellable) as session:
+        if not _lock(server, session, index, wait_timeout_s):
+            return False
+        conn.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{limit_s:g}s")))
+        guard = _Guard(session, conn, index)
+        try:
+            with guard:
+                conn.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(index.schema, index.name)))
+        except pg.QueryCanceled:
+            if not guard.changed:
+                raise
+            return False
+        finally:
+            with contextlib.suppress(psycopg.OperationalError):
+                conn.execute("SET lock_timeout = 0")
+    return True
+
+
+def _lock(server: Server, session: Connection, index: Candidate, wait_timeout_s: float) -> bool:
+    """Open a transaction that has the index locked; False, without one, where there is nothing to remove."""
+    deadline = time.monotonic() + wait_timeout_s
+    name = sql.Identifier(index.schema, index.name)
+    while True:
+        session.execute("BEGIN")
+        try:
+            session.execute("SET LOCAL lock_timeout = '200ms'")
+            session.execute(sql.SQL("COMMENT ON INDEX {} IS NULL").format(name))
+            if _is_invalid(session, index):
+                return True
+            session.execute("ROLLBACK")
+            return False
+        except (pg.UndefinedTable, pg.WrongObjectType):
+            session.execute("ROLLBACK")
+            return False
+        except pg.LockNotAvailable:
+            session.execute("ROLLBACK")
+        if time.monotonic() >= deadline:
+            who = builder(session, index.oid, index.table_oid)
+            raise LockNotObtained(
+                f"could not lock index {index.qualified_name}: another session works on it",
+                blockers=() if who is None else (who,),
+                detail=None if who is None else f"It is used by {who}.",
+                hint="Wait for that session to end, or raise --wait-timeout.",
+            )
+        server.rest(_LONGEST_PAUSE_S)
+
+
+def _is_invalid(conn: Connection, index: Candidate) -> bool:
+    return bool(scalar(conn, query("reindex.still_invalid"), {"index": index.oid, "name": index.name}))
+
+
+class _Guard:
+    """Waits, as long as the block lasts, for the DROP to stand in line for the index; then decides."""
+
+    def __init__(self, session: Connection, dropping: Connection, index: Candidate) -> None:
+        """On entry: `session` has the index locked; on exit of the block it has not, nor a transaction."""
+        self._session, self._dropping, self._index = session, dropping, index
+        #: Whether the index is to stay.
+        self.changed = False
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._wait, name="pglean guard", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        with contextlib.suppress(psycopg.Error):
+            pause_s = _FIRST_PAUSE_S
+            while not self._over.wait(pause_s) and not self._in_line():
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            if not self._over.is_set():
+                reach("reindex: drop in line")
+                self.changed = not _is_invalid(self._session, self._index)
+            if self.changed:
+                self._dropping.cancel_safe(timeout=5)
+                self._over.wait()
+        with contextlib.suppress(psycopg.Error):
+            self._session.execute("ROLLBACK")
+
+    def _in_line(self) -> bool:
+        parameters = {"pid": self._dropping.info.backend_pid, "index": self._index.oid}
+        return bool(scalar(self._session, query("reindex.in_line"), parameters))
+
+
+def is_left(conn: Connection, index: Candidate) -> bool:
+    """Whether it is there still."""
+    try:
+        return bool(scalar(conn, query("reindex.present"), {"index": index.oid}))
+    except psycopg.Error:
+        return True
