@@ -186,6 +186,15 @@ def select(server: Server, conn: Connection, selection: Selection) -> list[Chose
     return list(chosen.values())
 
 
+def oids(server: Server, conn: Connection, name: str, *, family: bool = False) -> list[int]:
+    """What a name or pattern means; with `family` a name stands for all that inherits from it, and for its partitions.
+
+    Takes no lock. Raises `UsageError` where it means nothing.
+    """
+    found = _family(server, conn, name) if family else _named(server, conn, name)
+    return [one.oid for one in found]
+
+
 def missing_extensions(conn: Connection, selection: Selection) -> list[str]:
     """Those to be left out that this database has not."""
     return _extensions(conn, selection)[1]

@@ -103,11 +103,6 @@ def relations(conn: Connection, oids: Iterable[int]) -> dict[int, Relation]:
     return {row[0]: Relation(*row) for row in rows}
 
 
-def family(conn: Connection, oid: int) -> list[int]:
-    """A table with all that inherits from it, or the leaves of a partitioned one, at any depth."""
-    return [row[0] for row in conn.execute(query("reindex.family"), {"oid": oid})]
-
-
 def table_of(conn: Connection, oid: int) -> int | None:
     """The table of an index; None for what is none."""
     found: int | None = scalar(conn, query("reindex.table_of"), {"oid": oid})

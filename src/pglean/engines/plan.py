@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pglean import catalog
+from pglean import catalog, selection
 from pglean.engines import candidate
 from pglean.engines.candidate import Candidate, Relation
 from pglean.errors import Finding, PgleanError, Refused, UsageError
@@ -25,7 +25,7 @@ _OLDEST = 140000
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was asked for, by names as in SQL."""
+    """What was asked for, by names as in SQL; tables by patterns as well."""
 
     tables: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
@@ -126,19 +126,21 @@ def _choose(
     for kind, names in (("table", choice.tables), ("parent", choice.parents), ("index", choice.indexes)):
         for name in names:
             try:
-                oid = catalog.resolve(server, conn, name)
+                if kind == "index":
+                    oid = catalog.resolve(server, conn, name)
+                    single[oid] = _table_of(conn, name, oid)
+                else:
+                    whole |= dict.fromkeys(selection.oids(server, conn, name, family=kind == "parent"))
             except UsageError as error:
                 failures[name] = error
-                continue
-            if kind == "table":
-                whole[oid] = None
-            elif kind == "parent":
-                whole.update(dict.fromkeys(candidate.family(conn, oid)))
-            elif (table := candidate.table_of(conn, oid)) is not None:
-                single[oid] = table
-            else:
-                failures[name] = UsageError(f'"{name}" is not an index', hint="Tables are named by -t.")
     return whole, single
+
+
+def _table_of(conn: Connection, name: str, index: int) -> int:
+    table = candidate.table_of(conn, index)
+    if table is None:
+        raise UsageError(f'"{name}" is not an index', hint="Tables are named by -t.")
+    return table
 
 
 class _Plan:

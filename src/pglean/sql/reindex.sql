@@ -11,16 +11,6 @@ SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.o
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = ANY (%(oids)s::oid[])
 
--- name: family
--- A parent with its inheritors, a partitioned table with its leaves; whatever else was named is told what it is.
-WITH RECURSIVE family (oid) AS (
-    SELECT %(oid)s::oid
-    UNION
-    SELECT i.inhrelid FROM pg_inherits i JOIN family f ON i.inhparent = f.oid)
-SELECT c.oid FROM family f JOIN pg_class c ON c.oid = f.oid
- WHERE c.relkind = 'r' OR c.oid = %(oid)s AND c.relkind <> 'p'
- ORDER BY c.oid
-
 -- name: table_of
 -- The table of an index, partitioned or not; NULL for what is none.
 SELECT i.indrelid FROM pg_index i WHERE i.indexrelid = %(oid)s
