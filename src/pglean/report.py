@@ -283,17 +283,13 @@ def error_text(error: PgleanError) -> Text:
     return Text("\n".join(lines))
 
 
-def batch_text(done: Sequence[Result | Plan], skipped: int, failed: int) -> str:
-    """How many tables were done, or would be, and what that has given back."""
-    results = [result for result in done if isinstance(result, Result)]
-    before, after = (
-        sum(size) for size in ([result.bytes_before for result in results], [result.bytes_after for result in results])
-    )
-    parts = [f"{counted(len(done), 'table')} {'repacked' if len(results) == len(done) else 'would be repacked'}"]
+def batch_text(done: int, skipped: int, failed: int, sizes: tuple[int, int] | None) -> str:
+    """How many tables were done, and their bytes before and after; where these are None, would be done."""
+    parts = [f"{counted(done, 'table')} {'would be repacked' if sizes is None else 'repacked'}"]
     parts += [f"{skipped:,} skipped"] if skipped else []
     parts += [f"{failed:,} not done"] if failed else []
-    sizes = f"; {bytes_text(before)} before, {bytes_text(after)} after" if results else ""
-    return ", ".join(parts) + sizes
+    text = ", ".join(parts)
+    return f"{text}; {bytes_text(sizes[0])} before, {bytes_text(sizes[1])} after" if sizes and done else text
 
 
 def skipped_json(table: str, error: PgleanError) -> dict[str, object]:

@@ -24,6 +24,7 @@ from pglean.result import Result
 from pglean.rewrite.checks import EVERY_TABLE, OLDEST
 from pglean.rewrite.plan import Plan
 from pglean.selection import Selection, is_pattern, missing_extensions, select
+from pglean.server import Connection, Server
 from pglean.table import quote_name
 
 _NOT_BEGUN = "not begun: the run before it was ended"
@@ -74,24 +75,28 @@ class _Report:
     def __init__(self, work: Work, what: str = "tables") -> None:
         self._work, self._what = work, what
         self.out, self.err = console(), console(stderr=True)
+        # Of a hundred thousand tables no more is kept than is told in the end.
         self.elements: list[dict[str, Any]] = []
         self.failures: dict[str, PgleanError] = {}
-        self.done: list[Result | Plan] = []
-        self.skipped = 0
+        self.done = self.skipped = self.bytes_before = self.bytes_after = 0
         #: Named in what is said, where there are several.
         self.database: str | None = None
         #: Whether there is one table only, whose error ends the command.
         self.single = False
 
     def add(self, element: dict[str, Any]) -> None:
-        self.elements.append(element if self.database is None else {"database": self.database, **element})
+        if self._work.as_json:
+            self.elements.append(element if self.database is None else {"database": self.database, **element})
 
     def succeeded(self, outcome: Result | Plan) -> None:
-        self.done.append(outcome)
-        self.add(plan_json(outcome) if isinstance(outcome, Plan) else outcome.as_json())
+        self.done += 1
         if isinstance(outcome, Plan):
+            self.add(plan_json(outcome))
             self.show(plan_summary(outcome), always=True)
         else:
+            self.bytes_before += outcome.bytes_before
+            self.bytes_after += outcome.bytes_after
+            self.add(outcome.as_json())
             self.show(result_summary(outcome))
 
     def failed(self, name: str | None, error: PgleanError, *, told: bool = True) -> None:
@@ -127,15 +132,16 @@ class _Report:
         """Say how many were done; raises the error of the one table, or `Incomplete` where one of several was not."""
         if self._work.as_json:
             click.echo(json.dumps(self.elements, indent=2, default=str))
-        elif self.elements and not self.single:
-            self.show(Text(batch_text(self.done, self.skipped, len(self.failures))))
+        elif (self.done or self.skipped or self.failures) and not self.single:
+            sizes = None if self._work.dry_run else (self.bytes_before, self.bytes_after)
+            self.show(Text(batch_text(self.done, self.skipped, len(self.failures), sizes)))
         if not self.failures:
             return
         errors = list(self.failures.values())
         if self.single:
             raise errors[0]
         interruption = next((e for e in errors if isinstance(e, Interrupted) and e.ends_batch), None)
-        raise interruption or Incomplete(self.failures, len(self.done), self._what)
+        raise interruption or Incomplete(self.failures, self.done, self._what)
 
 
 def repack_database(database: Database, selection: Selection, work: Work) -> None:
@@ -219,13 +225,9 @@ def _targets(database: Database, selection: Selection) -> list[_Target]:
         with database.server.connect("preflight") as conn:
             for text, part in parts:
                 try:
-                    if part.tables and not is_pattern(text):
-                        oid = resolve(database.server, conn, text)
-                        before = found.setdefault(oid, _Target(text, named=True, oid=oid))
-                        found[oid] = replace(before, named=True)
-                        continue
-                    for chosen in select(database.server, conn, part):
-                        found.setdefault(chosen.oid, _Target(chosen.qualified_name, chosen.named, chosen.oid))
+                    for target in _meant(database.server, conn, text, part):
+                        before = found.setdefault(target.oid or text, target)
+                        found[target.oid or text] = replace(before, named=before.named or target.named)
                 except UsageError as error:
                     if not text:
                         raise
@@ -233,6 +235,13 @@ def _targets(database: Database, selection: Selection) -> list[_Target]:
     except psycopg.Error as error:
         raise database.server.translate(error) from error
     return list(found.values())
+
+
+def _meant(server: Server, conn: Connection, text: str, part: Selection) -> list[_Target]:
+    if part.tables and not is_pattern(text):
+        # Of a name no more is wanted than what it means.
+        return [_Target(text, named=True, oid=resolve(server, conn, text))]
+    return [_Target(one.qualified_name, one.named, one.oid) for one in select(server, conn, part)]
 
 
 class _Batch:
@@ -248,16 +257,17 @@ class _Batch:
             self._report.show(Text(f"nothing to do: there is no table to repack in database {name}"))
             return False
         self._refuse_all(targets)
-        outcomes: dict[str, PgleanError | None] = {}
+        begun, ended = 0, False
         for group in self._groups(targets):
             for target, outcome in zip(group, self._outcomes(group), strict=True):
-                outcomes[target.name] = self._ended(target, outcome)
-            if any(error is not None and error.ends_batch for error in outcomes.values()):
+                error = self._ended(target, outcome)
+                ended = ended or (error is not None and error.ends_batch)
+            begun += len(group)
+            if ended:
                 break
-        for target in targets:
-            if target.name not in outcomes:
-                self._report.failed(target.name, PgleanError(_NOT_BEGUN), told=False)
-        return any(error is not None and error.ends_batch for error in outcomes.values())
+        for target in targets[begun:]:
+            self._report.failed(target.name, PgleanError(_NOT_BEGUN), told=False)
+        return ended
 
     def _refuse_all(self, targets: Sequence[_Target]) -> None:
         """Raise what would refuse each table that nobody has named: it is told once."""
