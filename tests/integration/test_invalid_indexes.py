@@ -182,3 +182,18 @@ def test_interrupted(db: Database) -> None:
     assert isinstance(run.outcome(), Interrupted)
     assert rebuild.invalid(db) == {"tv"}
     assert db.scalar("SELECT to_regnamespace('pglean')") is None
+
+
+def test_invalid_index_of_the_toast_table(db: Database) -> None:
+    """It goes with the old TOAST table, whatever is asked for."""
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE EXTERNAL")
+    toast = db.scalar("SELECT reltoastrelid::regclass::text FROM pg_class WHERE oid = 't'::regclass")
+    with db.connect(autocommit=False) as writer, db.connect() as session:
+        writer.execute("INSERT INTO t SELECT g, repeat(g::text, 9000) FROM generate_series(1, 20) g")
+        session.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            session.execute(f"REINDEX INDEX CONCURRENTLY {toast}_index")
+        writer.commit()
+    assert len(rebuild.invalid(db)) == 1
+    repack(db, "t")
+    assert rebuild.invalid(db) == set()

@@ -61,7 +61,7 @@ SELECT i.indexrelid, c.relname, n.nspname, am.amname,
 
 -- name: toast
 SELECT c.oid, i.indexrelid, coalesce(c.reloptions, '{}'), pg_total_relation_size(c.oid)
-  FROM pg_class c JOIN pg_index i ON i.indrelid = c.oid
+  FROM pg_class c JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid
  WHERE c.oid = %(oid)s
 
 -- name: keys

@@ -57,12 +57,13 @@ UPDATE pg_catalog.pg_class AS t
  WHERE tm.oid IN (%(table)s, %(shadow)s) AND t.oid = tm.reltoastrelid
 
 -- name: toast_names_away
+-- What a failed REINDEX CONCURRENTLY has left of the old TOAST table goes with that, under whatever name.
 UPDATE pg_catalog.pg_class AS t
    SET relname = 'pglean_toast_' || m.oid || CASE WHEN t.relkind = 'i' THEN '_index' ELSE '' END
   FROM pg_catalog.pg_class AS m
  WHERE m.oid IN (%(table)s, %(shadow)s)
    AND (t.oid = m.reltoastrelid
-        OR t.oid IN (SELECT i.indexrelid FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND m.reltoastrelid <> 0))
+        OR t.oid IN (SELECT i.indexrelid FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND m.reltoastrelid <> 0 AND i.indisvalid))
 
 -- name: toast_names
 UPDATE pg_catalog.pg_class AS t
@@ -70,4 +71,4 @@ UPDATE pg_catalog.pg_class AS t
   FROM pg_catalog.pg_class AS m
  WHERE m.oid IN (%(table)s, %(shadow)s)
    AND (t.oid = m.reltoastrelid
-        OR t.oid IN (SELECT i.indexrelid FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND m.reltoastrelid <> 0))
+        OR t.oid IN (SELECT i.indexrelid FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND m.reltoastrelid <> 0 AND i.indisvalid))
