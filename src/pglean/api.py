@@ -73,7 +73,9 @@ class Database:
             return Database(self.server.clone(name))
 
     def plan(self, table: str, options: Options | None = None, **changes: Any) -> Plan:
-        """What `repack` would do, with sizes. Touches nothing, takes no lock but ACCESS SHARE on catalogs.
+        """What `repack` would do, with sizes. Touches nothing.
+
+        Locks: ACCESS SHARE on catalogs and, where the rows are to be sorted, for a moment on the table.
 
         Raises `Refused` with all findings, `UsageError` where there is no such table or option.
         """

@@ -111,6 +111,8 @@ def _disk_text(plan: Plan) -> str:
         f"disk space needed: up to the present size of {bytes_text(plan.disk_bytes)} for the copy and its indexes"
         " (less for what is bloat), and the changes recorded meanwhile; about as much WAL"
     )
+    if plan.order is not None and plan.order.ranges is None:
+        text += "; while the rows are sorted, temporary files of the size of the heap"
     if len(places := plan.disk_bytes_by_tablespace) > 1 or None not in places:
         parts = (f"{bytes_text(size)} in {_place(space)}" for space, size in places.items())
         text += f"\nof the copy, up to {', '.join(parts)}"

@@ -306,6 +306,34 @@ def test_by_a_virtual_column(db: Database, owner: str) -> None:
     assert found.order.reason == "the order does not begin with a stored column by itself"
 
 
+def test_no_code_of_the_owner_runs_as_us(db: Database, plain_role: str) -> None:
+    """Neither in the planning of the run, nor while it sorts."""
+    db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, g FROM generate_series(1, 2000) AS g"
+    )
+    db.execute(
+        "CREATE FUNCTION spy(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS"
+        " 'BEGIN IF current_user = ''postgres'' THEN RAISE ''runs as %'', current_user; END IF; RETURN -n; END'"
+    )
+    give(db, plain_role)
+    db.execute("GRANT ALL ON SCHEMA public TO PUBLIC")
+    with db.connect() as conn:
+        conn.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(plain_role)))
+        conn.execute(
+            "CREATE INDEX i ON t (spy(id)); CREATE INDEX j ON t ((spy(1) + id));"
+            "CREATE STATISTICS s ON (spy(id)), (spy(2)) FROM t"
+        )
+        conn.execute("ANALYZE t; ALTER TABLE t CLUSTER ON i")
+    for given in (None, "public.spy(3), public.spy(id)", "id DESC"):
+        found = plan(db, order_by=given)
+        assert found.order is not None
+        with pglean.connect(db.conninfo) as database:
+            assert database.repack("t", order_by=given, verify="full").rows == 2000
+        db.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(plain_role)))
+        assert out_of_place(db, "t", "id DESC") == 0
+        db.execute("RESET ROLE")
+
+
 # ---- ranges
 
 VALUES: dict[str, tuple[str, Sequence[str | None]]] = {

@@ -5,7 +5,8 @@ The protocol, and why it is right, in short:
 1. *Capture.* From a moment T0 on, the key of every row that anybody writes is recorded in a change table, in the
    transaction that writes it.
 2. *Copy.* The blocks that the heap had at T0 are copied into the shadow, in ranges, in parallel, each range in a short
-   transaction with a snapshot of its own.
+   transaction with a snapshot of its own. Or, where the rows are to be sorted, ranges of values of a column, or all at
+   once (`order`).
 3. *Refresh.* In one snapshot S: every key recorded (as S sees the records) is deleted from the shadow, and the rows
    that the table holds for these keys in S are inserted. Then these records are deleted.
 
