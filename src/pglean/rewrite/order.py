@@ -206,7 +206,8 @@ def decide(
     """
     text, index = options.order_by, None
     if text is None and options.cluster:
-        found = conn.execute(query("order.clustering"), {"oid": table.oid}).fetchone()
+        parameters = {"oid": table.oid, "trusted": table.owner_is_superuser}
+        found = conn.execute(query("order.clustering"), parameters).fetchone()
         if found is not None:
             index, method, text = found
             if text is None:
@@ -220,9 +221,10 @@ def decide(
 
 
 def _not_sorted(table: Table, index: str, method: str) -> Finding:
+    why = "which has a literal of a user's type" if method == "btree" else f"whose access method {method} has no order"
     return Finding(
         "clustering-index",
-        f"{table.qualified_name} is clustered on index {quote_name(index)}, whose access method {method} has no order",
+        f"{table.qualified_name} is clustered on index {quote_name(index)}, {why}",
         "The rows are copied in the order in which they lie.",
         "Give an order (-o), or none (-n).",
         fatal=False,

@@ -1,9 +1,11 @@
 -- name: clustering
 -- The index that the table is clustered on (CLUSTER ON), with its access method and, where that is B-tree, its own order
 -- as a sort list: an operator class that is not the default one by its operator, a collation that is not the column's own
--- by its name. Bits of indoption: 1 is DESC, 2 is NULLS FIRST.
+-- by its name. Bits of indoption: 1 is DESC, 2 is NULLS FIRST. No order is told where an expression has a literal of a
+-- user's type and its owner is not trusted: whoever reads the text runs what that type's name means by then.
 SELECT c.relname, am.amname,
-       CASE WHEN am.amname = 'btree' THEN
+       CASE WHEN am.amname = 'btree' AND (%(trusted)s OR NOT EXISTS (
+                SELECT FROM regexp_matches(i.indexprs::text, ':consttype (\d+)', 'g') AS m WHERE m[1]::bigint >= 16384)) THEN
        (SELECT string_agg(
                    pg_get_indexdef(i.indexrelid, k.position::int, false)
                    || CASE WHEN k.coll <> 0 AND k.coll IS DISTINCT FROM a.attcollation
