@@ -21,7 +21,7 @@ from pglean.options import Compression, InvalidIndexes, Options, Verify, Window
 from pglean.progress import Callback, Progress
 from pglean.result import ReindexResult, Result
 from pglean.rewrite import cleanup as _cleanup
-from pglean.rewrite import pipeline, schema, steering
+from pglean.rewrite import pipeline, preflight, schema, steering
 from pglean.rewrite import status as runs
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.status import Finished, Status
@@ -80,7 +80,7 @@ class Database:
         Raises `Refused` with all findings, `UsageError` where there is no such table or option.
         """
         with _told(self.server):
-            return pipeline.preflight(self.server, self._oid(table), _options(options, changes))
+            return preflight.plan(self.server, self._oid(table), _options(options, changes))
 
     def repack(
         self,
@@ -125,7 +125,7 @@ class Database:
         if at_once > 1:
             # A run looks for itself alone.
             with _told(self.server):
-                pipeline.check_connections(self.server, given, min(at_once, len(tables)))
+                preflight.check_connections(self.server, given, min(at_once, len(tables)))
         stop = threading.Event()
 
         def work(table: str) -> Result | PgleanError:

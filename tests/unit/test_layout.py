@@ -63,6 +63,7 @@ ORDER = [
     "rewrite.swap",
     "rewrite.cleanup",
     "rewrite.ending",
+    "rewrite.preflight",
     "rewrite.steering",
     "rewrite.watch",
     "rewrite.pipeline",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -21,19 +21,18 @@ from pglean import catalog, disk
 from pglean.capture.trigger import TriggerCapture
 from pglean.engines import repair
 from pglean.errors import CaptureGap, Finding, IndexesChanged, LockNotObtained, Refused, TableChanged, UsageError
-from pglean.locks import Mode, OverBudget, Patience, claim, claimed, locked, patiently, release
+from pglean.locks import Mode, OverBudget, Patience, claim, locked, patiently, release
 from pglean.options import InvalidIndexes, Options
 from pglean.progress import Callback, Progress, Reporter
 from pglean.result import RelationSize, Result
 from pglean.rewrite import (
     adopt,
     catchup,
-    checks,
     cleanup,
     copy,
     ending,
     indexes,
-    order,
+    preflight,
     ready,
     refresh,
     schema,
@@ -48,14 +47,11 @@ from pglean.rewrite.run import GoBack, Run, Workers
 from pglean.rewrite.watch import watching
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
-from pglean.table import Table
 from pglean.throttle import Throttle
 from pglean.version import __version__
 
 #: How often a copy is begun again after somebody switched our triggers off for a moment.
 _ATTEMPTS = 3
-#: Sessions beside the workers: watch, control, and one for pausing writers.
-_OTHER_SESSIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,72 +180,6 @@ _POSITION: Final = {step.phase: position for position, step in enumerate(STEPS)}
 # ---- a run
 
 
-def preflight(server: Server, oid: int, options: Options) -> Plan:
-    """What would be done; raises `Refused` with all findings where something stands in the way. Touches nothing."""
-    with server.connect("preflight") as conn:
-        return _plan(server, conn, oid, options, busy=claimed(conn, oid), invalid_indexes=options.invalid_indexes)
-
-
-def check_connections(server: Server, options: Options, tables: int) -> None:
-    """Raise `Refused` where the server has not so many connections left as `tables` runs at once need."""
-    with server.connect("preflight") as conn:
-        sessions = tables * (options.jobs + _OTHER_SESSIONS)
-        if findings := list(checks.of_connections(conn, server.capabilities, sessions)):
-            raise Refused(f"{tables} tables at once" if tables > 1 else "the table", findings)
-
-
-def _plan(
-    server: Server,
-    conn: Connection,
-    oid: int,
-    options: Options,
-    *,
-    busy: bool,
-    invalid_indexes: InvalidIndexes = InvalidIndexes.REFUSE,
-) -> Plan:
-    """`invalid_indexes`: what will be done about these first; after that, what is invalid still refuses the run."""
-    sessions = options.jobs + _OTHER_SESSIONS
-
-    def read() -> tuple[catalog.Fingerprint | None, Table, list[Finding]]:
-        # The fingerprint comes first: what is changed after it will be noticed.
-        fingerprint = catalog.fingerprint(conn, oid)
-        table = catalog.load(conn, oid)
-        asked = replace(options, invalid_indexes=invalid_indexes)
-        facts = checks.gather(conn, server.capabilities, table, asked, busy=busy, sessions=sessions)
-        return fingerprint, table, checks.run(facts)
-
-    fingerprint, table, findings = patiently(server, conn, oid, ending.patience(server, options), read)
-    fatal = [finding for finding in findings if finding.fatal]
-    if fatal or fingerprint is None:
-        raise Refused(table.qualified_name, fatal)
-    sorting, told = order.decide(server, conn, table, options, ending.patience(server, options))
-    warnings = (*(finding for finding in findings if not finding.fatal), *told)
-    plan = Plan(table, options, fingerprint, warnings, shadow.default_tablespace(conn), sorting)
-    return replace(plan, warnings=(*plan.warnings, *_space_warnings(conn, plan)))
-
-
-def _space_warnings(conn: Connection, plan: Plan) -> Iterator[Finding]:
-    """Where less is free than is surely enough; the run waits before the disk is full (`--min-free`)."""
-    space = disk.of_tablespaces(conn, plan.disk_bytes_by_tablespace)
-    if space is None:
-        return
-    try:
-        free = space.free_bytes()
-    except OSError:
-        return
-    for tablespace, needed in plan.disk_bytes_by_tablespace.items():
-        purpose = disk.purpose_of(tablespace or plan.default_tablespace)
-        if purpose in free and free[purpose] < needed + plan.options.min_free_bytes:
-            yield Finding(
-                "space",
-                f"{free[purpose] >> 20} MB are free on {purpose}",
-                f"The copy takes {needed >> 20} MB if nothing is bloated; the run waits when less than"
-                f" {plan.options.min_free_bytes >> 20} MB are left (--min-free).",
-                "Make room first, or see how bloated the table is.",
-                fatal=False,
-            )
-
-
 def repack(
     server: Server, oid: int, options: Options, on_progress: Callback | None = None, *, only: int | None = None
 ) -> Result:
@@ -263,7 +193,7 @@ def repack(
     """
     if options.invalid_indexes is not InvalidIndexes.REFUSE:
         # Whatever else refuses the run does so before an index is touched.
-        preflight(server, oid, options)
+        preflight.plan(server, oid, options)
         repair.repair(server, oid, options, on_progress)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -313,7 +243,7 @@ def _finish(server: Server, conn: Connection, job_id: int) -> None:
 def _repack(server: Server, oid: int, options: Options, on_progress: Callback | None, only: int | None) -> Result:
     started = time.monotonic()
     with server.connect("watch") as keeper, server.connect("run") as control:
-        plan = _plan(server, keeper, oid, options, busy=not claim(keeper, oid))
+        plan = preflight.make(server, keeper, oid, options, busy=not claim(keeper, oid))
         schema.ensure(control)
         space = disk.of_tablespaces(control, plan.disk_bytes_by_tablespace)
         sizes_before = _sizes(server, control, oid, ending.patience(server, options))

@@ -1,0 +1,88 @@
+"""Preflight: from what was asked for to a plan, or to all that stands in the way. Touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pglean import catalog, disk
+from pglean.errors import Finding, Refused
+from pglean.locks import claimed, patiently
+from pglean.options import InvalidIndexes, Options
+from pglean.rewrite import checks, ending, order, shadow
+from pglean.rewrite.plan import Plan
+from pglean.server import Connection, Server
+from pglean.table import Table
+
+#: Sessions beside the workers: watch, control, and one for pausing writers.
+_OTHER_SESSIONS = 3
+
+
+def plan(server: Server, oid: int, options: Options) -> Plan:
+    """What would be done; raises `Refused` with all findings where something stands in the way. Touches nothing."""
+    with server.connect("preflight") as conn:
+        return make(server, conn, oid, options, busy=claimed(conn, oid), invalid_indexes=options.invalid_indexes)
+
+
+def check_connections(server: Server, options: Options, tables: int) -> None:
+    """Raise `Refused` where the server has not so many connections left as `tables` runs at once need."""
+    with server.connect("preflight") as conn:
+        sessions = tables * (options.jobs + _OTHER_SESSIONS)
+        if findings := list(checks.of_connections(conn, server.capabilities, sessions)):
+            raise Refused(f"{tables} tables at once" if tables > 1 else "the table", findings)
+
+
+def make(
+    server: Server,
+    conn: Connection,
+    oid: int,
+    options: Options,
+    *,
+    busy: bool,
+    invalid_indexes: InvalidIndexes = InvalidIndexes.REFUSE,
+) -> Plan:
+    """The plan of a run that is to begin now, on the session that has the claim on the table.
+
+    `invalid_indexes`: what will be done about these first; after that, what is invalid still refuses the run.
+    Raises what `plan` raises, and `LockNotObtained`.
+    """
+    sessions = options.jobs + _OTHER_SESSIONS
+
+    def read() -> tuple[catalog.Fingerprint | None, Table, list[Finding]]:
+        # The fingerprint comes first: what is changed after it will be noticed.
+        fingerprint = catalog.fingerprint(conn, oid)
+        table = catalog.load(conn, oid)
+        asked = replace(options, invalid_indexes=invalid_indexes)
+        facts = checks.gather(conn, server.capabilities, table, asked, busy=busy, sessions=sessions)
+        return fingerprint, table, checks.run(facts)
+
+    fingerprint, table, findings = patiently(server, conn, oid, ending.patience(server, options), read)
+    fatal = [finding for finding in findings if finding.fatal]
+    if fatal or fingerprint is None:
+        raise Refused(table.qualified_name, fatal)
+    sorting, told = order.decide(server, conn, table, options, ending.patience(server, options))
+    warnings = (*(finding for finding in findings if not finding.fatal), *told)
+    made = Plan(table, options, fingerprint, warnings, shadow.default_tablespace(conn), sorting)
+    return replace(made, warnings=(*made.warnings, *_space_warnings(conn, made)))
+
+
+def _space_warnings(conn: Connection, plan: Plan) -> Iterator[Finding]:
+    """Where less is free than is surely enough; the run waits before the disk is full (`--min-free`)."""
+    space = disk.of_tablespaces(conn, plan.disk_bytes_by_tablespace)
+    if space is None:
+        return
+    try:
+        free = space.free_bytes()
+    except OSError:
+        return
+    for tablespace, needed in plan.disk_bytes_by_tablespace.items():
+        purpose = disk.purpose_of(tablespace or plan.default_tablespace)
+        if purpose in free and free[purpose] < needed + plan.options.min_free_bytes:
+            yield Finding(
+                "space",
+                f"{free[purpose] >> 20} MB are free on {purpose}",
+                f"The copy takes {needed >> 20} MB if nothing is bloated; the run waits when less than"
+                f" {plan.options.min_free_bytes >> 20} MB are left (--min-free).",
+                "Make room first, or see how bloated the table is.",
+                fatal=False,
+            )
