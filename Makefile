@@ -18,7 +18,7 @@ demo: $(STAMP)
 test: lint
 	$(PYTEST) -m "not slow" $(ARGS)
 
-# The tests that need a server, on PostgreSQL 14 to 19; MATRIX="14 15" restricts it.
+# The tests that need a server, on PostgreSQL 14 to 19; MATRIX="14 15" restricts it, "--together 14 15" more so.
 matrix: $(STAMP)
 	$(BIN)/python scripts/matrix.py $(MATRIX)
 

@@ -1,6 +1,7 @@
 """Run the tests that need a server on each PostgreSQL version, and sum up in one line each.
 
-Usage: matrix.py [MAJOR ...]; without arguments all that servers.py knows.
+Usage: matrix.py [--together] [MAJOR ...]; without versions all that servers.py knows.  With --together
+in one go, in which tests that are marked so run on one of the servers only, as in `make test`.
 
 A version whose server cannot be brought counts as failed: what was not tested is not known to
 work.
@@ -62,7 +63,11 @@ def run_tests(bindir: str) -> tuple[bool, str]:
 
 def main() -> int:
     """Bring, run, sum up."""
-    servers, complete = bring(sys.argv[1:])
+    arguments = sys.argv[1:]
+    together = "--together" in arguments
+    servers, complete = bring([argument for argument in arguments if argument != "--together"])
+    if together:
+        servers = {" and ".join(servers): os.pathsep.join(servers.values())}
     passed = bool(servers) and complete
     summary = []
     for major, bindir in servers.items():

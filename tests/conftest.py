@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pglean.embedded import EmbeddedServer
-from tests.servers import Database, ServerPool, create_database, discover
+from tests.servers import OWNERS, Database, ServerPool, create_database, discover
 
 SERVERS = discover()
 
@@ -26,14 +27,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+def _majors(item: pytest.Function) -> list[int]:
+    """The servers that a test runs on by its markers, where it need not run on all; see `newest` and `in_turn`."""
+    if item.get_closest_marker("newest") is not None:
+        return [max(SERVERS)]
+    # What needs ICU runs where it is, which is not known here.
+    if item.get_closest_marker("in_turn") is None or "icu" in item.fixturenames:
+        return list(SERVERS)
+    marker = item.get_closest_marker("min_version")
+    able = [major for major in SERVERS if marker is None or major >= marker.args[0]] or list(SERVERS)
+    case = "-".join(part for part in item.callspec.id.split("-") if part not in OWNERS and not part.startswith("pg"))
+    return [able[zlib.crc32(f"{item.originalname} {case}".encode()) // 256 % len(able)]]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests on servers older than their ``min_version`` before one is started for them; see `newest`."""
+    """Skip tests on servers older than their ``min_version`` before one is started for them; see `_majors`."""
     majors = {bindir: major for major, bindir in SERVERS.items()}
     for item in items:
-        if item.get_closest_marker("newest") is not None and isinstance(item, pytest.Function):
-            bindir = getattr(getattr(item, "callspec", None), "params", {}).get("bindir")
-            if bindir is not None and majors.get(bindir) != max(SERVERS):
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            bindir = item.callspec.params.get("bindir")
+            if isinstance(bindir, Path) and majors[bindir] not in _majors(item):
                 item.add_marker(pytest.mark.slow)
         marker = item.get_closest_marker("min_version")
         if marker is None or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):

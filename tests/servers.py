@@ -22,7 +22,7 @@ from pglean.embedded import EmbeddedError, EmbeddedServer, find_binaries
 
 Query: TypeAlias = str | sql.SQL | sql.Composed
 
-__all__ = ["SETTINGS", "Database", "ServerPool", "create_database", "discover", "major_version"]
+__all__ = ["OWNERS", "SETTINGS", "Database", "ServerPool", "create_database", "discover", "major_version"]
 
 SETTINGS: Final[dict[str, str]] = {
     "wal_level": "logical",
@@ -34,6 +34,9 @@ SETTINGS: Final[dict[str, str]] = {
     "log_line_prefix": "%m [%p] %q%a@%d ",
     "log_lock_waits": "on",
 }
+
+#: Whom tables belong to in the integration tests.
+OWNERS: Final = ("superuser", "plain")
 
 _SYSTEM: Final = Path("/usr/lib/postgresql")
 

@@ -11,6 +11,8 @@ from tests.support.fault import Fault, assert_told, repack
 from tests.support.points import COMMITTED
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.in_turn
+
 _POINTS = ("capture: before the commit", "copy: in a chunk", "phase: ready", "swap: before the commit", COMMITTED)
 
 

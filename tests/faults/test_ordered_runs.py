@@ -21,6 +21,8 @@ from tests.support.play import Background
 from tests.support.sorted import RANGES, out_of_place
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.in_turn
+
 CHUNK = "copy: before a chunk"
 
 

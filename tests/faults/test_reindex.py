@@ -18,6 +18,8 @@ from tests.support.client import Client
 from tests.support.oracle import assert_sound, until
 from tests.support.rebuild import Rebuild, held, waiting
 
+pytestmark = pytest.mark.in_turn
+
 _OURS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pglean %'"
 _WORKER = f"{_OURS} AND query LIKE 'REINDEX %' AND state = 'active'"
 

@@ -13,9 +13,8 @@ import pytest
 from psycopg import sql
 
 from pglean.embedded import EmbeddedServer
-from tests.servers import discover
+from tests.servers import OWNERS, discover
 
-_OWNERS = ("superuser", "plain")
 _NO_CASE = SimpleNamespace(params={})
 
 
@@ -27,11 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not isinstance(item, pytest.Function) or "owner" not in getattr(item, "callspec", _NO_CASE).params:
             continue
         owner, bindir = item.callspec.params["owner"], item.callspec.params.get("bindir")
-        case = "-".join(part for part in item.callspec.id.split("-") if part not in _OWNERS and part[:2] != "pg")
+        case = "-".join(part for part in item.callspec.id.split("-") if part not in OWNERS and part[:2] != "pg")
         turn = zlib.crc32(f"{item.originalname} {case}".encode()) + (
             majors.get(bindir, 0) if isinstance(bindir, Path) else 0
         )
-        if owner != _OWNERS[turn % 2]:
+        if owner != OWNERS[turn % 2]:
             item.add_marker(pytest.mark.slow)
 
 
@@ -48,7 +47,7 @@ def plain_role(server: EmbeddedServer) -> str:
     return _role(server, "plain role")
 
 
-@pytest.fixture(params=_OWNERS)
+@pytest.fixture(params=OWNERS)
 def owner(request: pytest.FixtureRequest, server: EmbeddedServer) -> str:
     """Whom the table is to belong to: statements on a plain role's table run behind the guard."""
     return _role(server, "plain role") if request.param == "plain" else "postgres"

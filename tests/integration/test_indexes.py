@@ -11,6 +11,8 @@ from tests.servers import Database
 from tests.support.churn import churn, write
 from tests.support.oracle import name, repack
 
+pytestmark = pytest.mark.in_turn
+
 ROWS = """
     CREATE TABLE t (
         key int PRIMARY KEY, id int NOT NULL, n int, f float8, v text, w varchar(30), a int[], j jsonb, p

@@ -14,6 +14,8 @@ from tests.support import rebuild
 from tests.support.oracle import assert_nothing_left, assert_same, assert_sound, observe, repack
 from tests.support.rebuild import Rebuild
 
+pytestmark = pytest.mark.in_turn
+
 TABLE = """
     CREATE TABLE t (id int PRIMARY KEY, n int, v text);
     INSERT INTO t SELECT g, g % 10, md5(g::text) FROM generate_series(1, 1000) g;

@@ -10,6 +10,8 @@ from tests.servers import Database
 from tests.support.churn import churn, write
 from tests.support.oracle import repack
 
+pytestmark = pytest.mark.in_turn
+
 
 @dataclass(frozen=True, slots=True)
 class KeyType:

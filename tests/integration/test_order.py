@@ -21,6 +21,8 @@ from tests.support.churn import churn
 from tests.support.oracle import name, once, repack
 from tests.support.sorted import RANGES, correlation, out_of_place
 
+pytestmark = pytest.mark.in_turn
+
 ROWS = """
     CREATE TABLE t (
         id int PRIMARY KEY, n int, "Weird ""Name" text, v varchar(40), w text COLLATE "C", f float8, d timestamptz,
@@ -155,6 +157,7 @@ REFUSED = (
 )
 
 
+@pytest.mark.newest
 def test_what_is_no_order_is_refused(db: Database, plain_role: str) -> None:
     """Each with a message of its own, before anything is touched."""
     db.execute(name(ROWS))

@@ -17,6 +17,8 @@ from tests.servers import SETTINGS, Database
 from tests.support import rebuild
 from tests.support.oracle import assert_sound, definition, rows, until
 
+pytestmark = pytest.mark.in_turn
+
 TABLE = """
     CREATE TABLE t (id int PRIMARY KEY, n int, v text);
     INSERT INTO t SELECT g, g % 10, md5(g::text) FROM generate_series(1, 6000) g;

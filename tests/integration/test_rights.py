@@ -19,6 +19,8 @@ from pglean.errors import Finding, Refused
 from tests.servers import SETTINGS, Database
 from tests.support.oracle import assert_nothing_left, name
 
+pytestmark = pytest.mark.in_turn
+
 #: A table whose name has to be quoted for the server and for the shell.
 TABLE = 'public."It\'s big"'
 EXCHANGE = "Exchanging the files of a table under its OID writes to pg_class, which only a superuser may."

@@ -11,6 +11,8 @@ from tests.servers import Database
 from tests.support.churn import churn, write
 from tests.support.oracle import Change, repack
 
+pytestmark = pytest.mark.in_turn
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:

@@ -22,6 +22,8 @@ from tests.servers import Database, create_database
 from tests.support import oracle
 from tests.support.play import Background, Holder, Play, at, fails
 
+pytestmark = pytest.mark.in_turn
+
 #: In the copy, between the halves of a shared refresh, and when only the refresh under the lock is to come.
 MOMENTS = ("copy: in a chunk", "refresh: between the halves", "swap: before the lock")
 

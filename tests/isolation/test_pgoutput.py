@@ -18,6 +18,8 @@ from tests.support import oracle
 from tests.support.pgoutput import UNCHANGED, Change, Decoded
 from tests.support.play import at
 
+pytestmark = pytest.mark.in_turn
+
 #: Where the application writes while a run is under way.
 POINTS = (
     "phase: copying",

@@ -20,6 +20,8 @@ from tests.support.model import Spec
 from tests.support.sorted import RANGES
 from tests.support.writers import Writers
 
+pytestmark = pytest.mark.in_turn
+
 #: Where the run stands still until the writers have gone on; at none of them does it keep them from writing.
 POINTS = (
     "capture: prepared",

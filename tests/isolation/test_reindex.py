@@ -20,6 +20,8 @@ from tests.support.oracle import assert_sound, name, until
 from tests.support.rebuild import Rebuild, held, told, waiting
 from tests.support.writers import Writers
 
+pytestmark = pytest.mark.in_turn
+
 TABLE = """
     CREATE TABLE {0} (id int PRIMARY KEY, n int);
     INSERT INTO {0} SELECT g, g % 10 FROM generate_series(1, 1000) g;

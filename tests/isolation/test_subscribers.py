@@ -19,6 +19,8 @@ from tests.servers import Database, create_database
 from tests.support import oracle
 from tests.support.play import at
 
+pytestmark = pytest.mark.in_turn
+
 #: How the rows of each table are told apart in what is published.
 TABLES = {
     "by_key": "",
