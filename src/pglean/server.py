@@ -79,6 +79,7 @@ SETTINGS: dict[str, str] = {
 _WAL_COMPRESSION = """
 SELECT pg_catalog.set_config('wal_compression', 'lz4', false) FROM pg_catalog.pg_settings
  WHERE name OPERATOR(pg_catalog.=) 'wal_compression' AND setting OPERATOR(pg_catalog.=) 'off'
+   AND source OPERATOR(pg_catalog.=) 'default'
    AND 'lz4' OPERATOR(pg_catalog.=) ANY (enumvals)
    AND pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'
 """

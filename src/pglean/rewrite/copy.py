@@ -29,7 +29,7 @@ from pglean.processors import Meter
 from pglean.rewrite import job as jobs
 from pglean.rewrite.order import MOST_AT_ONCE, has_index, prepare
 from pglean.rewrite.run import Run
-from pglean.rewrite.shadow import columns, vacuum
+from pglean.rewrite.shadow import clear_dead, columns, vacuum
 from pglean.server import Connection, scalar
 from pglean.sql import query
 from pglean.table import Table, quote_name
@@ -291,7 +291,7 @@ def _copy(
         run.reach("copy: before a chunk")
         run.purpose(conn, f"copy {100 * first // max(run.pieces, 1)}%")
         started = time.monotonic()
-        rows = run.again(partial(_chunk, run, conn, worker, first, end, indexed=indexed))
+        rows = run.again(partial(_piece, run, conn, worker, first, end, indexed=indexed))
         ranges.took(end - first, (time.monotonic() - started) * 1000)
         crew.did(end - first, crowded)
         if courtesy.give_way(run, conn, time.monotonic() - started):
@@ -319,6 +319,14 @@ def _freeze_meanwhile(run: Run, conn: Connection, number: int, ranges: Ranges) -
     run.parallel_pays = False
     if run.workers_to_spare(conn):
         vacuum(run, conn)
+
+
+def _piece(run: Run, conn: Connection, worker: str, first: int, end: int, *, indexed: bool) -> int:
+    order = run.job.order
+    if order is not None and (order.ranges is None or not indexed):
+        # What an attempt that was ended has left is a large part of the table.
+        run.again(partial(clear_dead, run, conn))
+    return _chunk(run, conn, worker, first, end, indexed=indexed)
 
 
 def _chunk(run: Run, conn: Connection, worker: str, first: int, end: int, *, indexed: bool) -> int:

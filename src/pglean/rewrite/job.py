@@ -111,8 +111,8 @@ def create(
             "relation": table.oid,
             "schema": table.schema,
             "name": table.name,
-            "options": _json(options.as_json()),
-            "fingerprint": _json(fingerprint),
+            "options": _exactly(options.as_json()),
+            "fingerprint": _exactly(fingerprint),
             "ordering": None if order is None else _exactly(order.as_json()),
             "client": _client(),
             "version": version,
@@ -157,7 +157,7 @@ def revive(keeper: Connection, conn: Connection, stored: Stored, options: Option
         {
             "job": stored.id,
             "epoch": stored.epoch + 1,
-            "options": _json(options.as_json()),
+            "options": _exactly(options.as_json()),
             "client": _client(),
             "version": version,
         },
@@ -188,7 +188,7 @@ def keep(conn: Connection, job_id: int, error: str) -> None:
 
 def adopt(conn: Connection, job_id: int, fingerprint: Fingerprint) -> None:
     """Persist what the table is now."""
-    conn.execute(query("job.adopt"), {"job": job_id, "fingerprint": _json(fingerprint)})
+    conn.execute(query("job.adopt"), {"job": job_id, "fingerprint": _exactly(fingerprint)})
 
 
 def request(conn: Connection, job_id: int, command: str) -> bool:
@@ -245,7 +245,7 @@ def beat(conn: Connection, job: Job, progress: dict[str, Any]) -> None:
 
 def record_capture(conn: Connection, job_id: int, identity: Any, pieces: int) -> None:
     """Persist what identifies the capture, and the pieces to be copied, in the transaction that switched it on."""
-    conn.execute(query("job.capture"), {"job": job_id, "capture": _json(identity), "pieces": pieces})
+    conn.execute(query("job.capture"), {"job": job_id, "capture": _exactly(identity), "pieces": pieces})
 
 
 def record_chunk(conn: Connection, job_id: int, first: int, end: int, rows: int) -> None:

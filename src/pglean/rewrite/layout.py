@@ -13,14 +13,11 @@ a page might have no room.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from psycopg import sql
 
-from pglean.catalog import relation
 from pglean.options import Compression, Options
-from pglean.sql import fragment
 from pglean.table import Column, Index, Table, quote_name
 
 _STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "m": "MAIN", "x": "EXTENDED"}
@@ -85,7 +82,7 @@ class Layout:
 
     def _value(self, column: Column, alias: str) -> sql.Composable:
         value = sql.Identifier(alias, column.name)
-        if not compressible(column):
+        if not compressible(column) or column.storage == "p":
             return value
         compression = self.compression(column)
         if column.storage == "e":
@@ -98,23 +95,6 @@ class Layout:
         return sql.SQL(
             "CASE WHEN pg_catalog.pg_column_compression({value}) {other} THEN {unpacked} ELSE {value} END"
         ).format(value=value, other=other, unpacked=sql.SQL(unpacked).format(value=value))
-
-    # ---- what the table is told
-
-    def commands(self) -> Iterator[sql.Composed]:
-        """What makes the table keep to its new layout: ALTER TABLE, for who holds ACCESS EXCLUSIVE on it."""
-        actions: list[sql.Composable] = []
-        if self.options.fillfactor is not None:
-            actions.append(sql.SQL("SET (fillfactor = {})").format(sql.Literal(self.options.fillfactor)))
-        if self.options.compression is not None:
-            method = fragment(self.options.compression.value)
-            actions += [
-                sql.SQL("ALTER COLUMN {} SET COMPRESSION {}").format(sql.Identifier(column.name), method)
-                for column in self.table.columns
-                if compressible(column)
-            ]
-        if actions:
-            yield sql.SQL("ALTER TABLE ONLY {} {}").format(relation(self.table), sql.SQL(", ").join(actions))
 
     @property
     def description(self) -> str:

@@ -57,9 +57,23 @@ _LEADING: Final = re.compile(
     re.ASCII | re.IGNORECASE | re.VERBOSE,
 )
 
+# Comments and names, which are passed over, and whatever begins a string constant or is one.
+_TOKEN: Final = re.compile(
+    r"""--[^\n]* | /\*.*?\*/ | "(?:[^"]|"")*" | (?P<string> '(?:[^']|'')*'? | \$(?:[^\W\d]\w*)?\$.* )""",
+    re.DOTALL | re.VERBOSE,
+)
+_BUILTIN_CAST: Final = re.compile(
+    r"""\s* :: \s* (?:pg_catalog\.)? (?: text | varchar | bpchar | name | int[248]? | integer | smallint | bigint
+        | numeric | real | float[48] | bool | boolean | uuid | date | time | timetz | timestamp | timestamptz | interval
+        | bytea | inet | regclass ) (?! [\w$.] | \s*\[ )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
 _NUMBER: Final = sql.SQL("(l::numeric + (h::numeric - l::numeric) * k / {parts})::{type}")
-_MOMENT: Final = sql.SQL("CASE WHEN isfinite(l) AND isfinite(h) THEN l + (h - l) * (k::float8 / {parts}) ELSE l END")
-_DAY: Final = sql.SQL("CASE WHEN isfinite(l) AND isfinite(h) THEN l + ((h - l)::bigint * k / {parts})::int ELSE l END")
+# Infinity has no distance from anything, nor have years some hundred thousand years apart.
+_NEAR: Final = "CASE WHEN l >= '0001-01-01' AND h <= '9999-12-31' THEN"
+_MOMENT: Final = sql.SQL(f"{_NEAR} l + (h - l) * (k::float8 / {{parts}}) ELSE l END")
+_DAY: Final = sql.SQL(f"{_NEAR} l + ((h - l)::bigint * k / {{parts}})::int ELSE l END")
 
 #: Types of which values can be told that lie between two others: the k-th of `parts` - 1, by its type.
 _BETWEEN: Final = {
@@ -243,6 +257,13 @@ def check(conn: Connection, table: Table, text: str, index: str | None = None) -
     """
     if "\0" in text:
         raise _invalid(text, index, "There is a character in it that no statement can hold.")
+    if index is None and not table.owner_is_superuser and (bare := _bare_literal(text)):
+        raise UsageError(
+            f"invalid value for option --order-by: {_printable(text)}",
+            detail=f"The type of {bare} is left to what it is compared with or given to, which"
+            f" {quote_name(table.owner)} can change; reading it could run that role's code with your rights.",
+            hint="Say its type, one of the server's own: 'x'::text, '2026-01-31'::date.",
+        )
     rows = _rows(table, sql.SQL("ONLY {}").format(relation(table)), sql.SQL("true"))
     for template in (
         sql.SQL("SELECT FROM {rows} HAVING pg_catalog.count(true ORDER BY {order}\n) > 0"),
@@ -263,6 +284,14 @@ def check(conn: Connection, table: Table, text: str, index: str | None = None) -
             raise _invalid(text, index, "There is a character in it that no statement can hold.") from error
         if not complete:
             raise _invalid(text, index, "There is a parameter in it.")
+
+
+def _bare_literal(text: str) -> str | None:
+    """The first string constant whose type is not said to be one of the server's own; None where there is none."""
+    for match in _TOKEN.finditer(text):
+        if match["string"] is not None and _BUILTIN_CAST.match(text, match.end()) is None:
+            return match["string"]
+    return None
 
 
 def _invalid(text: str, index: str | None, detail: str, kind: type[psycopg.Error] | None = None) -> UsageError:

@@ -20,7 +20,7 @@ from psycopg import errors as pg
 from pglean import catalog, disk
 from pglean.capture.trigger import TriggerCapture
 from pglean.engines import repair
-from pglean.errors import CaptureGap, Finding, IndexesChanged, LockNotObtained, Refused, TableChanged, UsageError
+from pglean.errors import CaptureGap, IndexesChanged, LockNotObtained, TableChanged, UsageError
 from pglean.locks import Mode, OverBudget, Patience, claim, locked, patiently, release
 from pglean.options import InvalidIndexes, Options
 from pglean.progress import Callback, Progress, Reporter
@@ -244,7 +244,8 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
     started = time.monotonic()
     with server.connect("watch") as keeper, server.connect("run") as control:
         plan = preflight.make(server, keeper, oid, options, busy=not claim(keeper, oid))
-        schema.ensure(control)
+        if schema.ensure(control):
+            plan = preflight.make(server, keeper, oid, options, busy=False)
         space = disk.of_tablespaces(control, plan.disk_bytes_by_tablespace)
         sizes_before = _sizes(server, control, oid, ending.patience(server, options))
         wal_before = int(scalar(control, query("report.wal_bytes")))
@@ -303,21 +304,19 @@ def _begin(
         if on_progress is not None:
             on_progress(Progress(0, table.qualified_name, "planned", message=text))
 
+    if (kept := plan.kept) is not None:
+        try:
+            epoch = jobs.revive(keeper, control, kept, plan.options, __version__)
+        except pg.LockNotAvailable as error:
+            raise LockNotObtained(f"a session of run {kept.id} is still at work") from error
+        tell(f"goes on with run {kept.id}, which had come to {kept.phase.label}")
+        # Its own order, by which the rest is copied as well.
+        job = jobs.Job(kept.id, table, plan.options, kept.fingerprint, kept.order, epoch)
+        return job, RESUMES_WITH[kept.phase], kept.capture, kept.pieces or 0
     changed: list[str] = []
     found = jobs.resumable(control, table.oid)
     if found is not None and (stored := jobs.load(control, found)) is not None:
         changed = catalog.changed_parts(stored.fingerprint, plan.fingerprint)
-        first = RESUMES_WITH[stored.phase]
-        if first is not Phase.PLANNED and changed in ([], ["indexes"]):
-            _check_shape(stored, plan)
-            try:
-                epoch = jobs.revive(keeper, control, stored, plan.options, __version__)
-            except pg.LockNotAvailable as error:
-                raise LockNotObtained(f"a session of run {found} is still at work") from error
-            tell(f"goes on with run {found}, which had come to {stored.phase.label}")
-            # Its own order, by which the rest is copied as well.
-            job = jobs.Job(found, table, plan.options, stored.fingerprint, stored.order, epoch)
-            return job, first, stored.capture, stored.pieces or 0
         if changed:
             tell(f"run {found} is undone, for the table was changed since ({', '.join(changed)})")
     patience = ending.patience(server, plan.options)
@@ -330,18 +329,6 @@ def _begin(
         )
     job = jobs.create(control, table, plan.options, plan.fingerprint, plan.order, __version__)
     return job, Phase.CAPTURING, None, 0
-
-
-def _check_shape(stored: jobs.Stored, plan: Plan) -> None:
-    """Raise `Refused` where the copy that is kept is not what is asked for now: it may be hours of work."""
-    if different := plan.options.shape_differs(stored.options):
-        finding = Finding(
-            "kept-run",
-            f"run {stored.id} on {plan.table.qualified_name} is kept, and was begun with other options",
-            f"Given differently: {', '.join(different)}.",
-            f"`pglean resume {stored.id}` goes on with it as it was begun, `pglean abort {stored.id}` undoes it.",
-        )
-        raise Refused(plan.table.qualified_name, [finding])
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pglean.catalog import Fingerprint
 from pglean.errors import Finding
 from pglean.options import Options, Verify
+from pglean.rewrite.job import Stored
 from pglean.rewrite.layout import Layout
 from pglean.rewrite.order import Order
+from pglean.rewrite.phase import RESUMES_WITH
 from pglean.table import Table
 
 
@@ -27,6 +29,8 @@ class Plan:
     default_tablespace: str
     #: By what the rows of the copy are sorted; None: they lie as in the table.
     order: Order | None = None
+    #: The run that was kept, or interrupted, and is gone on with.
+    kept: Stored | None = None
 
     @property
     def disk_bytes(self) -> int:
@@ -35,7 +39,8 @@ class Plan:
         What a run really needs is this times the share of live data, plus the change table; a fillfactor that was
         lowered since the rows were written may ask for more (of which `checks` warns).
         """
-        return self.table.total_bytes
+        sort = self.table.heap_bytes if self.order is not None and self.order.ranges is None else 0
+        return self.table.total_bytes + sort
 
     @property
     def disk_bytes_by_tablespace(self) -> dict[str | None, int]:
@@ -45,6 +50,9 @@ class Plan:
         for index in table.indexes:
             tablespace = layout.index_tablespace(index)
             needed[tablespace] = needed.get(tablespace, 0) + index.bytes
+        if self.order is not None and self.order.ranges is None:
+            # What does not fit into memory is sorted in temporary files (in temp_tablespaces, where these are set).
+            needed[None] = needed.get(None, 0) + table.heap_bytes
         return needed
 
     @property
@@ -88,7 +96,13 @@ class Plan:
         }[options.verify]
         count = len(table.indexes)
         indexes = "the index" if count == 1 else f"{count} indexes, {min(options.jobs, max(count, 1))} at a time"
+        if self.kept is not None:
+            phase = RESUMES_WITH[self.kept.phase]
+            first = [f"go on with run {self.kept.id}, which had come to {self.kept.phase.label}, from {phase.label} on"]
+        else:
+            first = []
         steps = [
+            *first,
             f"record the keys ({key_text}) of changed rows, by three triggers"
             f" (SHARE ROW EXCLUSIVE, a moment; waits at most {options.lock_timeout_ms} ms at a time)",
             self._copy,

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pglean import catalog, disk
+from pglean.catalog import Fingerprint
 from pglean.errors import Finding, Refused
 from pglean.locks import claimed, patiently
 from pglean.options import InvalidIndexes, Options
-from pglean.rewrite import checks, ending, order, shadow
+from pglean.rewrite import checks, ending, order, schema, shadow
+from pglean.rewrite import job as jobs
+from pglean.rewrite.job import Stored
+from pglean.rewrite.phase import RESUMES_WITH, Phase
 from pglean.rewrite.plan import Plan
 from pglean.server import Connection, Server
 from pglean.table import Table
@@ -60,10 +64,37 @@ def make(
     fatal = [finding for finding in findings if finding.fatal]
     if fatal or fingerprint is None:
         raise Refused(table.qualified_name, fatal)
-    sorting, told = order.decide(server, conn, table, options, ending.patience(server, options))
-    warnings = (*(finding for finding in findings if not finding.fatal), *told)
-    made = Plan(table, options, fingerprint, warnings, shadow.default_tablespace(conn), sorting)
+    warnings = [finding for finding in findings if not finding.fatal]
+    if (kept := _kept(conn, oid, fingerprint)) is not None:
+        _check_shape(kept, table, options)
+        sorting = kept.order
+    else:
+        sorting, told = order.decide(server, conn, table, options, ending.patience(server, options))
+        warnings += told
+    made = Plan(table, options, fingerprint, tuple(warnings), shadow.default_tablespace(conn), sorting, kept)
     return replace(made, warnings=(*made.warnings, *_space_warnings(conn, made)))
+
+
+def _kept(conn: Connection, oid: int, fingerprint: Fingerprint) -> Stored | None:
+    """The run on the table that a new one would go on with."""
+    if not schema.current(conn) or (found := jobs.resumable(conn, oid)) is None:
+        return None
+    stored = jobs.load(conn, found)
+    if stored is None or RESUMES_WITH[stored.phase] is Phase.PLANNED:
+        return None
+    return stored if catalog.changed_parts(stored.fingerprint, fingerprint) in ([], ["indexes"]) else None
+
+
+def _check_shape(stored: Stored, table: Table, options: Options) -> None:
+    """Raise `Refused` where the copy that is kept is not what is asked for now: it may be hours of work."""
+    if different := options.shape_differs(stored.options):
+        finding = Finding(
+            "kept-run",
+            f"run {stored.id} on {table.qualified_name} is kept, and was begun with other options",
+            f"Given differently: {', '.join(different)}.",
+            f"`pglean resume {stored.id}` goes on with it as it was begun, `pglean abort {stored.id}` undoes it.",
+        )
+        raise Refused(table.qualified_name, [finding])
 
 
 def _space_warnings(conn: Connection, plan: Plan) -> Iterator[Finding]:

@@ -40,6 +40,11 @@ def version(conn: Connection) -> int | None:
     return int(found)
 
 
+def current(conn: Connection) -> bool:
+    """Whether there is a schema pglean of this very version. Touches nothing; raises what `version` raises."""
+    return version(conn) == migrations()[-1][0]
+
+
 def present(conn: Connection) -> bool:
     """Whether there is a schema pglean, which then is up to date. Raises what `version` and `ensure` raise."""
     found = version(conn)
@@ -50,9 +55,10 @@ def present(conn: Connection) -> bool:
     return True
 
 
-def ensure(conn: Connection) -> None:
+def ensure(conn: Connection) -> bool:
     """Create the schema `pglean` or bring it up to date; whoever owns it was looked at by preflight.
 
+    Returns whether there was one of an older version, in which a run may have been kept.
     Raises `PgleanError` where a newer pglean has made it, `LockNotObtained` where somebody has its tables locked.
     """
     known = migrations()
@@ -69,7 +75,7 @@ def ensure(conn: Connection) -> None:
                     hint="Upgrade pglean on this machine.",
                 )
             if found == newest:
-                return
+                return False
             if found is None:
                 _create(conn)
             for number, body in known:
@@ -78,6 +84,7 @@ def ensure(conn: Connection) -> None:
                     conn.execute("INSERT INTO pglean.version (version) VALUES (%s)", (number,))
     except pg.LockNotAvailable as error:
         raise _in_use() from error
+    return found is not None
 
 
 def _create(conn: Connection) -> None:

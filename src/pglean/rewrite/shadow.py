@@ -145,6 +145,15 @@ def vacuum(run: Run, conn: Connection) -> None:
     run.replaced = 0
 
 
+def clear_dead(run: Run, conn: Connection) -> None:
+    """Give back the space of rows whose transaction was rolled back; those are dead to everybody at once.
+
+    Locks the shadow alone. On entry and exit: no transaction.
+    """
+    if scalar(conn, query("shadow.bytes"), {"shadow": f"{SCHEMA}.{run.job.shadow_name}"}):
+        conn.execute(sql.SQL("VACUUM (TRUNCATE true) {}").format(run.job.shadow))
+
+
 def freeze(run: Run) -> None:
     """Vacuum and freeze the shadow, and note whether all of it is now visible to everybody.
 

@@ -34,6 +34,7 @@ from pglean.locks import Hold, Mode, OverBudget, Patience, Policy, blockers_of, 
 from pglean.rewrite import job as jobs
 from pglean.rewrite import refresh, snapshots
 from pglean.rewrite.job import SCHEMA
+from pglean.rewrite.layout import compressible
 from pglean.rewrite.phase import Phase
 from pglean.rewrite.run import Run
 from pglean.server import Connection, scalar
@@ -160,8 +161,6 @@ def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
     if consumed and run.job.options.mvcc_safe:
         raise PgleanError("something was written under the lock: this is a bug of pglean")
     run.reach("swap: before the exchange")
-    for command in run.job.layout.commands():
-        conn.execute(command)
     shadow = int(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.oid", (f"{SCHEMA}.{run.job.shadow_name}",)))
     indexes = {index.oid for index in run.table.indexes}
     if indexes != set(run.twins):
@@ -179,7 +178,10 @@ def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
         raise PgleanError(f"the exchange met {updated} relations instead of {2 + 2 * len(run.twins)}")
     if run.job.options.access_method is not None:
         conn.execute(query("swap.methods"), parameters)
+    hold.limit()
     _exchange_toast(conn, parameters)
+    hold.limit()
+    _tell_table(run, conn)
     hold.limit()
     run.capture.switch_off(conn)
     jobs.enter(conn, run.job, Phase.CLEANING)
@@ -197,6 +199,21 @@ def _check_predicate_locks(run: Run, conn: Connection) -> None:
     relations = [run.table.oid, *run.twins.keys()]
     if scalar(conn, query("swap.predicate_locks"), {"relations": relations}):
         raise OverBudget("Serializable transactions that have read the table are still open, or others beside them.")
+
+
+def _tell_table(run: Run, conn: Connection) -> None:
+    """What was asked for holds for what is written later, too.
+
+    Written to the catalog as ALTER TABLE would do it, which however locks the TOAST table and the indexes as well: an
+    autovacuum of these would be waited for, and all others with it.
+    """
+    options = run.job.options
+    if options.fillfactor is not None:
+        conn.execute(query("swap.fillfactor"), {"table": run.table.oid, "value": f"fillfactor={options.fillfactor}"})
+    if options.compression is not None:
+        columns = [column.number for column in run.table.columns if compressible(column)]
+        method = options.compression.value[0]
+        conn.execute(query("swap.compression"), {"table": run.table.oid, "columns": columns, "method": method})
 
 
 def _exchange_toast(conn: Connection, parameters: dict[str, object]) -> None:

@@ -43,13 +43,14 @@ SELECT i.indexrelid, c.relname, n.nspname, am.amname,
        -- Only a Var with attribute number 0 is the row as a whole; pg_depend knows it as the table, as it does other things.
        coalesce(i.indexprs::text ~ ':varattno 0 ' OR i.indpred::text ~ ':varattno 0 ', false),
        -- CREATE INDEX reads literals before it becomes the owner, and reading one of a domain's values runs its checks.
-       -- Enums, base types and arrays of these have none.
+       -- Enums, base types and arrays of these have none. One of no type yet (705, unknown, as in ROW('x')) is printed bare, and
+       -- gets the type that the function it is given to asks for by then.
        ARRAY(SELECT DISTINCT format_type(t.oid, NULL)
                FROM regexp_matches(concat(i.indexprs, i.indpred), ':consttype (\d+)', 'g') AS m
                JOIN pg_type t ON t.oid = m[1]::bigint::oid
                LEFT JOIN pg_type e ON e.oid = t.typelem
-              WHERE t.oid >= 16384
-                AND NOT (t.typtype IN ('b', 'e') AND (e.oid IS NULL OR e.typtype IN ('b', 'e')))),
+              WHERE t.oid = 'unknown'::regtype
+                 OR t.oid >= 16384 AND NOT (t.typtype IN ('b', 'e') AND (e.oid IS NULL OR e.typtype IN ('b', 'e')))),
        ts.spcname, pg_relation_size(i.indexrelid)
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid

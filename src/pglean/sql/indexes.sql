@@ -18,7 +18,7 @@ SELECT i.indexrelid,
        CASE WHEN starts_with(d.definition, d.prefix) THEN substr(d.definition, length(d.prefix) + 1) END,
        jsonb_build_array(i.indkey::text, i.indclass::text, i.indcollation::text, i.indoption::text, i.indnkeyatts, c.relam::bigint),
        EXISTS (SELECT FROM regexp_matches(concat(i.indexprs, i.indpred), ':consttype (\d+)', 'g') AS m
-                WHERE m[1]::bigint >= 16384)
+                WHERE m[1]::bigint >= 16384 OR m[1]::bigint = 'unknown'::regtype::bigint)
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid
   JOIN pg_class t ON t.oid = i.indrelid

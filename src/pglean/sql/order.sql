@@ -5,7 +5,8 @@
 -- user's type and its owner is not trusted: whoever reads the text runs what that type's name means by then.
 SELECT c.relname, am.amname,
        CASE WHEN am.amname = 'btree' AND (%(trusted)s OR NOT EXISTS (
-                SELECT FROM regexp_matches(i.indexprs::text, ':consttype (\d+)', 'g') AS m WHERE m[1]::bigint >= 16384)) THEN
+                SELECT FROM regexp_matches(i.indexprs::text, ':consttype (\d+)', 'g') AS m
+                WHERE m[1]::bigint >= 16384 OR m[1]::bigint = 'unknown'::regtype::bigint)) THEN
        (SELECT string_agg(
                    pg_get_indexdef(i.indexrelid, k.position::int, false)
                    || CASE WHEN k.coll <> 0 AND k.coll IS DISTINCT FROM a.attcollation

@@ -9,6 +9,9 @@ SELECT coalesce(o.attname, s.attname)
        AND (o.atttypid, o.atttypmod, o.attlen, o.attalign, o.attbyval, o.attcollation)
            IS DISTINCT FROM (s.atttypid, s.atttypmod, s.attlen, s.attalign, s.attbyval, s.attcollation)
 
+-- name: bytes
+SELECT pg_table_size(%(shadow)s::regclass)
+
 -- name: visible
 SELECT relpages, relallvisible FROM pg_class WHERE oid = %(shadow)s::regclass
 

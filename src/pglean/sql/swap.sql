@@ -32,6 +32,20 @@ UPDATE pg_catalog.pg_depend
  WHERE classid = 'pg_catalog.pg_class'::regclass AND objid IN (%(table)s, %(shadow)s) AND objsubid = 0
    AND refclassid = 'pg_catalog.pg_am'::regclass
 
+-- name: fillfactor
+UPDATE pg_catalog.pg_class AS c
+   SET reloptions = ARRAY(SELECT o FROM unnest(c.reloptions) AS o WHERE NOT starts_with(o, 'fillfactor=')) || %(value)s::text
+ WHERE c.oid = %(table)s
+
+-- name: compression
+-- Of the columns, and of what is stored of them in indexes. p is pglz, l is lz4.
+UPDATE pg_catalog.pg_attribute AS a
+   SET attcompression = %(method)s::"char"
+ WHERE a.attrelid = %(table)s AND a.attnum = ANY (%(columns)s::int[])
+    OR EXISTS (SELECT FROM pg_catalog.pg_index AS i
+                WHERE i.indexrelid = a.attrelid AND i.indrelid = %(table)s
+                  AND a.attnum > 0 AND i.indkey[a.attnum - 1] = ANY (%(columns)s::int[]))
+
 -- name: toast_marks
 UPDATE pg_catalog.pg_class AS t
    SET relrewrite = 0
