@@ -8,7 +8,7 @@ import pytest
 
 import pglean
 from pglean import pausepoint
-from pglean.errors import ConnectionLost, Paused
+from pglean.errors import ConnectionLost, Paused, Refused
 from pglean.result import Result
 from pglean.rewrite import copy
 from pglean.rewrite import job as jobs
@@ -147,4 +147,54 @@ def test_who_waits_for_the_table_goes_first(stage: Stage) -> None:
     stage.db.execute("UPDATE slow SET seconds = 0")
     stage.db.execute("BEGIN; SET LOCAL lock_timeout = '10s'; LOCK TABLE items IN ACCESS EXCLUSIVE MODE; COMMIT")
     assert isinstance(outcome.result(), Result), outcome.result()
+    stage.check()
+
+
+def test_sort_that_was_ended_leaves_no_dead_rows(stage: Stage) -> None:
+    """They would be as much as the table: what was filled is given back before it is tried again."""
+    stage.db.execute("INSERT INTO items SELECT 100000 + g, 'more ' || g, 0, md5(g::text) FROM generate_series(1, 20000) g")
+    stage.db.execute('INSERT INTO "model of items" SELECT * FROM items WHERE id > 100000')
+
+    def terminate() -> None:
+        for pid in stage.sessions():
+            stage.db.scalar("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+
+    for _ in range(2):
+        assert isinstance(repack(stage, Fault("copy: in a chunk", terminate), order_by="note"), ConnectionLost)
+    with pglean.connect(stage.db.conninfo) as database:
+        first = database.repack("items", order_by="note")
+        again = database.repack("items", order_by="note")
+    assert first.bytes_after <= 1.05 * again.bytes_after
+    stage.check()
+
+
+def test_dry_run_knows_of_the_run_that_is_kept(stage: Stage) -> None:
+    cut_off(stage, 1, order_by="amount", jobs=1)
+    with pglean.connect(stage.db.conninfo) as database:
+        (run,) = database.status()
+        plan = database.plan("items", order_by="amount")
+        assert plan.steps[0] == f"go on with run {run.id}, which had come to copying, from copying on"
+        with pytest.raises(Refused, match="was begun with other options"):
+            database.plan("items")
+        # What cannot be gone on with is no reason not to begin anew.
+        stage.db.execute(
+            'ALTER TABLE items ALTER amount TYPE bigint; ALTER TABLE "model of items" ALTER amount TYPE bigint'
+        )
+        assert database.plan("items").steps[0].startswith("record the keys")
+        database.repack("items")
+    stage.check()
+
+
+def test_names_with_an_ellipsis(stage: Stage) -> None:
+    """What the program writes for people is written plainly where a database might not know it; names never are."""
+    for table in ("items", '"model of items"'):
+        stage.db.execute(f'ALTER TABLE {table} RENAME amount TO "a…b"')  # type: ignore[arg-type, unused-ignore]
+    cut_off(stage, 1, order_by='"a…b" DESC', jobs=1)
+    with pglean.connect(stage.db.conninfo) as database:
+        (run,) = database.status()
+        result = database.resume(run.id)
+    assert isinstance(result, Result)
+    assert out_of_place(stage.db, "items", '"a…b" DESC') == 0
+    for table in ("items", '"model of items"'):
+        stage.db.execute(f'ALTER TABLE {table} RENAME "a…b" TO amount')  # type: ignore[arg-type, unused-ignore]
     stage.check()

@@ -263,10 +263,18 @@ def test_columns_settings_are_applied_to_old_rows(db: Database, owner: str) -> N
     assert methods(db, "abe") == {None}
     # There might be no room in a page for those of the column that is PLAIN now.
     assert methods(db, "cdf") == {"pglz"}
+    repack(
+        db,
+        "t",
+        compression="pglz",
+        becomes=but_for(db, r"ALTER TABLE ONLY public\.t ALTER COLUMN \w+ SET COMPRESSION \w+;"),
+    )
     if _lz4(db):
         db.execute("ALTER TABLE t ALTER d SET COMPRESSION lz4")
         repack(db, "t", during=churn("t"))
         assert (methods(db, "d"), methods(db, "f")) == ({"lz4"}, {"pglz"})
+        db.execute("ALTER TABLE t ALTER c SET COMPRESSION lz4")
+        repack(db, "t")
 
 
 def test_access_method(db: Database, owner: str) -> None:

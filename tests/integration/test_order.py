@@ -72,7 +72,7 @@ ORDERS = {
     "comment": "n, id -- as ever",
     "comment in between": "n /* ; ) */, id",
     "marks of the driver": "n % 10, '{}%s' || v, '%(x)s{x}' || w, id",
-    "literals": "n = 5 DESC, v LIKE '%x%', $$a;b$$ || v, id",
+    "literals": "n = 5 DESC, v LIKE '%x%'::text, $$a;b$$::text || v, id",
     "case": "CASE WHEN id % 2 = 0 THEN n END, id",
     "brackets": "(((n))), (id)",
     "the row as a whole": "t",
@@ -606,3 +606,24 @@ def test_clustering_index_with_a_literal_of_a_users_type(db: Database, owner: st
         assert found.order is None
         assert [each.code for each in found.warnings] == ["clustering-index"]
         assert found.warnings[0].message.endswith("index i, which has a literal of a user's type")
+
+
+def test_literals_say_their_types(db: Database, owner: str) -> None:
+    """Of what is compared with them its owner decides, and reading one could run his code with our rights."""
+    db.execute(
+        f"""
+        CREATE TABLE t (id int PRIMARY KEY, v text, d date);
+        INSERT INTO t SELECT g, 'v' || g % 7, date '2020-01-01' + g % 13 FROM generate_series(1, 200) g;
+        ALTER TABLE t OWNER TO "{owner}";
+        """
+    )
+    for text in ("v < 'v3', id", "date '2020-01-05' < d", "v = $$v3$$", "'{1}'::int[] = ARRAY[id]"):
+        if owner == "postgres":
+            assert plan(db, order_by=text).order is not None
+        else:
+            with pytest.raises(UsageError, match="invalid value for option --order-by") as caught:
+                plan(db, order_by=text)
+            assert "Say its type" in str(caught.value)
+    text = "v < 'v3'::text, d > '2020-01-05'::date, /* it's */ id -- it's"
+    repack(db, "t", order_by=text)
+    assert out_of_place(db, "t", "v < 'v3', d > '2020-01-05', id") == 0

@@ -408,6 +408,24 @@ def test_literal_whose_reading_runs_his_code(mallory: Mallory) -> None:
     oracle.assert_nothing_left(mallory.db)
 
 
+def test_literal_of_no_type_yet(mallory: Mallory) -> None:
+    """In a row it has none; whoever reads the definition later gives it the one that the function asks for by then."""
+    mallory.do(
+        "CREATE FUNCTION f(record, int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN $2; END'",
+        "CREATE TABLE k (id int PRIMARY KEY, x int)",
+        "INSERT INTO k SELECT g, g FROM generate_series(1, 100) AS g",
+        "CREATE INDEX i ON k (f(ROW('{5}'), x))",
+        "ALTER TABLE k CLUSTER ON i",
+    )
+    with pglean.connect(mallory.db.conninfo) as database:
+        for use in (database.plan, database.repack):
+            with pytest.raises(Refused) as caught:
+                use("k")
+            assert [finding.code for finding in caught.value.findings] == ["index-literal"]
+            assert "unknown" in caught.value.findings[0].message
+    mallory.expect_nothing()
+
+
 def test_type_exchanged_behind_a_literal(mallory: Mallory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Preflight has seen an enum; when the index is made, its name means a domain, whose check is a trap.
 

@@ -59,7 +59,8 @@ _LEADING: Final = re.compile(
 
 # Comments and names, which are passed over, and whatever begins a string constant or is one.
 _TOKEN: Final = re.compile(
-    r"""--[^\n]* | /\*.*?\*/ | "(?:[^"]|"")*" | (?P<string> '(?:[^']|'')*'? | \$(?:[^\W\d]\w*)?\$.* )""",
+    r"""--[^\n]* | /\*.*?\*/ | "(?:[^"]|"")*" | [^\W\d][\w$]*
+        | (?P<string> '(?:[^']|'')*'? | (?P<tag>\$(?:[^\W\d]\w*)?\$) .*? (?:(?P=tag)|\Z) )""",
     re.DOTALL | re.VERBOSE,
 )
 _BUILTIN_CAST: Final = re.compile(
