@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pglean import catalog, selection
 from pglean.engines import plan as _reindex_plan
 from pglean.engines import reindex as _reindex
 from pglean.engines.plan import Choice, ReindexPlan
-from pglean.errors import PgleanError, UsageError
+from pglean.errors import NotBegun, PgleanError, UsageError
 from pglean.locks import Patience, Policy
 from pglean.options import Compression, InvalidIndexes, Options, Verify, Window
 from pglean.progress import Callback, Progress
@@ -126,12 +125,12 @@ class Database:
             # A run looks for itself alone.
             with _told(self.server):
                 preflight.check_connections(self.server, given, min(at_once, len(tables)))
-        stop = threading.Event()
+        ended: list[PgleanError] = []
 
         def work(table: str) -> Result | PgleanError:
             outcome: Result | PgleanError
-            if stop.is_set():
-                outcome = PgleanError("not begun: the run before it was ended")
+            if ended:
+                outcome = NotBegun(ended[0])
             else:
                 try:
                     # One at a time needs no clone, and keeps to the connection that was asked for a password.
@@ -140,7 +139,7 @@ class Database:
                 except PgleanError as error:
                     outcome = error
                     if error.ends_batch:
-                        stop.set()
+                        ended.append(error)
             return outcome
 
         if at_once == 1:

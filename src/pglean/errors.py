@@ -4,7 +4,7 @@
     ├── UsageError             2   a name, option or value that makes no sense
     ├── Refused                3   preflight found obstacles; nothing was touched
     ├── LockNotObtained        4   no lock within --wait-timeout
-    ├── ConnectionLost         5   the server went away or ended a session of ours
+    ├── ConnectionLost         5   the server cannot be reached, went away, or ended a session of ours
     ├── TableChanged           6   somebody's DDL changed the table under the run
     │   ├── CaptureGap         6   our triggers were off for a while; changes may be missing
     │   └── IndexesChanged     6   only its indexes, which a run takes up where it can
@@ -14,7 +14,8 @@
     │   ├── Paused             8   `pglean pause`; the run is kept
     │   └── TakenOver          8   another session has gone on with the run
     ├── DiskFull               1   no space left on the server; the run is kept
-    └── Incomplete             9   several tables were asked for and some were not done
+    ├── Incomplete             9   several tables were asked for and some were not done
+    └── NotBegun               1   one of several tables, after what ended the batch, whose exit status it tells
 
 The text follows PostgreSQL's style: a lower-case message without a period, a detail that is a sentence, and a hint
 with the exact command or option that mends it.
@@ -30,7 +31,7 @@ from typing import ClassVar
 class PgleanError(Exception):
     """The root of the tree: catches everything that pglean raises on purpose."""
 
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
     #: Whether the same call may succeed later without anybody changing anything.
     retryable: ClassVar[bool] = False
     #: Whether it makes no sense, or is not wanted, to go on with other tables.
@@ -41,6 +42,8 @@ class PgleanError(Exception):
         self.message = message
         self.detail = detail
         self.hint = hint
+        #: Number of the run that it has ended; None where none had begun.
+        self.job: int | None = None
 
     def __str__(self) -> str:
         lines = [self.message]
@@ -188,3 +191,12 @@ class Incomplete(PgleanError):
             f"{len(failures)} of {done + len(failures)} {things} {'was' if len(failures) == 1 else 'were'} not {verb}",
             detail="\n".join(f"{table}: {error.message}" for table, error in failures.items()),
         )
+
+
+class NotBegun(PgleanError):
+    """One of several tables whose turn did not come: `cause` has ended the batch, and gives its exit status."""
+
+    def __init__(self, cause: PgleanError) -> None:
+        super().__init__("not begun: the run before it was ended")
+        self.cause = cause
+        self.exit_status = cause.exit_status

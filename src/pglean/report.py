@@ -305,6 +305,8 @@ def error_json(table: str | None, error: PgleanError) -> dict[str, object]:
     return {
         "table": table,
         "status": "failed",
+        # Only where there is a run.
+        **({} if error.job is None else {"job": error.job}),
         "exit_status": error.exit_status,
         "message": error.message,
         "detail": error.detail,

@@ -401,6 +401,9 @@ def test_status_5_where_the_connection_is_lost(stage: Stage, run: Run) -> None:
         status, out, err = run("repack", "-q", "-t", "items,other")
         assert (status, out) == (9, "")
         assert "other: not begun" in err
+        (run_, other) = json.loads(run("repack", "-q", "--json", "-t", "items,other")[1])
+        assert (run_["exit_status"], run_["job"]) == (5, kept.id)
+        assert (other["exit_status"], other["message"]) == (5, "not begun: the run before it was ended")
     assert [(run.id, run.state) for run in stage.status()] == [(kept.id, "paused")]
     stage.write()
     stage.settle("resume")
@@ -413,6 +416,7 @@ def test_status_6_where_the_table_is_changed(stage: Stage, run: Run) -> None:
     assert (status, out) == (6, "")
     assert "table public.items was changed by another session" in err
     assert "DETAIL:  Changed: columns." in err
+    assert err.endswith(" What was begun is undone.\n")
     assert stage.status() == []
     assert not stage.repacked
 
@@ -448,7 +452,9 @@ def test_status_8_where_interrupted(stage: Stage, run: Run) -> None:
         "interrupted by SIGTERM",
         "not begun: the run before it was ended",
     ]
-    assert "pglean: error: interrupted by SIGTERM" in err
+    assert err.count("interrupted by SIGTERM") == 2
+    assert "pglean: error: interrupted by SIGTERM\nDETAIL:  items: interrupted by SIGTERM\n" in err
+    assert "\nother: not begun: the run before it was ended\nHINT:  What was begun is undone; " in err
     assert signal.getsignal(signal.SIGTERM) is before
     stage.check()
 

@@ -63,9 +63,11 @@ def test_everything(motley: Stage, run: Run) -> None:
     changed = {name for name, file in files(motley).items() if file != before[name]}
     assert changed == {"items", '"model of items"', '"My Schema".one', "leaf"}
     assert "4 tables repacked, 2 skipped; " in out
-    assert re.search(r"^pglean: public.keyless: skipped: public.keyless has no primary key$", err, re.MULTILINE)
     assert re.search(
-        r"^pglean: public.unlogged: skipped: .*is an unlogged table; .*has no primary key$", err, re.MULTILINE
+        r"^pglean: warning: public.keyless: skipped: public.keyless has no primary key$", err, re.MULTILINE
+    )
+    assert re.search(
+        r"^pglean: warning: public.unlogged: skipped: .*is an unlogged table; .*has no primary key$", err, re.MULTILINE
     )
     for name in ("parted", "overview", "pglean.job"):
         assert name not in out + err
@@ -98,7 +100,15 @@ def test_everything_quietly_and_dry(motley: Stage, run: Run) -> None:
     assert {status: len(names) for status, names in found.items()} == {"planned": 4, "skipped": 2}
     assert files(motley) == before
     assert motley.db.scalar("SELECT to_regnamespace('pglean')") is None
-    assert run("repack", "-q") == (0, "", "")
+    # What the exit status does not tell is told also to whoever wants warnings only.
+    for arguments in (("-q",), ("-E", "WARNING")):
+        status, out, err = run("repack", *arguments)
+        assert (status, out) == (0, "")
+        lines = sorted(err.splitlines())
+        assert lines[0] == "pglean: warning: public.keyless: skipped: public.keyless has no primary key"
+        assert lines[1].startswith("pglean: warning: public.unlogged: skipped: public.unlogged is an unlogged table; ")
+        assert len(lines) == 2
+    assert run("repack", "-E", "ERROR") == (0, "", "")
     assert files(motley) != before
 
 
@@ -167,6 +177,27 @@ def test_interrupted(motley: Stage, run: Run) -> None:
     assert first["message"] == "interrupted by SIGTERM"
     assert len(others) == 5
     assert {other["message"] for other in others} == {"not begun: the run before it was ended"}
+    assert {other["exit_status"] for other in others} == {8}
+    assert isinstance(first["job"], int)
+    assert not any("job" in other for other in others)
+    motley.check()
+
+
+@pytest.mark.parametrize("at_once", [(), ("--tables-at-once", "2", "-j", "1")])
+def test_interrupted_is_told_once_with_all_that_was_not_begun(
+    motley: Stage, run: Run, at_once: tuple[str, ...]
+) -> None:
+    with pausepoint.intercept("copy: in a chunk", lambda: os.kill(os.getpid(), signal.SIGINT)):
+        status, _, err = run("repack", "-t", "items,leaf,item?", "-t", '"My Schema".one,absent', *at_once)
+    assert status == 8
+    assert err.count("pglean: error: interrupted by SIGINT") == 1
+    assert err.count("DETAIL:") == 1
+    assert "items: interrupted by SIGINT\n" in err
+    if not at_once:
+        for name in ("leaf", '"My Schema".one', "absent"):
+            assert f"\n{name}: not begun: the run before it was ended\n" in err
+    assert err.endswith("HINT:  What was begun is undone; the table is as it was.\n")
+    assert motley.status() == []
     motley.check()
 
 
@@ -223,7 +254,9 @@ def test_named_ones_fail_where_found_ones_are_skipped(motley: Stage, run: Run) -
     # One that was found and is named as well.
     status, out, err = run("repack", "-q", "-t", "key*,keyless", "--json")
     assert (status, by_status(out)) == (3, {"failed": ["public.keyless"]})
-    assert run("repack", "-q", "-t", "key*") == (0, "", "")
+    assert run("repack", "-q", "-t", "key*") == (
+        0, "", "pglean: warning: public.keyless: skipped: public.keyless has no primary key\n",
+    )  # fmt: skip
     assert run("repack", "-q", "-t", "parted")[0] == 3
     assert "-I names it with all its partitions" in run("repack", "-t", "parted")[2]
     assert run("repack", "-q", "-I", "keyless")[0] == 3
@@ -403,7 +436,9 @@ def test_all_databases(cluster: Database, everywhere: Run) -> None:
     assert status == 0
     assert "3 tables would be repacked, 3 skipped" in out
     assert "warning: there is no extension absent in any database" in err
-    assert everywhere("repack", "-aq") == (0, "", "")
+    status, out, err = everywhere("repack", "-aq")
+    assert (status, out, len(err.splitlines())) == (0, "", 3)
+    assert "pglean: warning: b: public.keyless: skipped: public.keyless has no primary key\n" in err
     # Where there is no database postgres.
     cluster.close()
     with Database(cluster.server, "b").connect() as session:
@@ -446,7 +481,8 @@ def test_interrupted_in_one_of_all_databases(cluster: Database, everywhere: Run)
             session.execute("INSERT INTO t SELECT generate_series(1, 1000)")
         status, out, err = everywhere("repack", "-aq", "--json")
     assert status == 8
-    assert "interrupted by SIGTERM" in err
+    assert "pglean: error: interrupted by SIGTERM\n" in err
+    assert "\nb: not begun: the run before it was ended\n" in err
     messages = {
         (element["database"], element["message"]) for element in json.loads(out) if element["status"] == "failed"
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from pglean.api import Database
 from pglean.catalog import fingerprint, resolve
 from pglean.cli.connection import interruptible
 from pglean.cli.display import console, progress_display
-from pglean.errors import Incomplete, Interrupted, PgleanError, Refused, UsageError
+from pglean.errors import Incomplete, Interrupted, NotBegun, PgleanError, Refused, UsageError
 from pglean.options import Options
 from pglean.report import batch_text, error_json, error_text, plan_json, plan_summary, result_summary, skipped_json
 from pglean.result import Result
@@ -26,8 +26,6 @@ from pglean.rewrite.plan import Plan
 from pglean.selection import Selection, is_pattern, missing_extensions, select
 from pglean.server import Connection, Server
 from pglean.table import quote_name
-
-_NOT_BEGUN = "not begun: the run before it was ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +97,28 @@ class _Report:
             self.add(outcome.as_json())
             self.show(result_summary(outcome))
 
-    def failed(self, name: str | None, error: PgleanError, *, told: bool = True) -> None:
+    def failed(self, name: str | None, error: PgleanError) -> None:
         """Of a table, or of the database as a whole."""
-        where = None if self.database is None else quote_name(self.database)
-        self.failures[": ".join(part for part in (where, name) if part)] = error
+        self.failures[self._named(name)] = error
         self.add(error_json(name, error))
-        if told and not self.single and not self._work.as_json:
+        # What ends the batch by the user's will is told once, in the end, with all that was not begun.
+        told = not (self.single or isinstance(error, NotBegun) or _ends_all(error))
+        if told and not self._work.as_json:
             self.err.print(error_text(error), soft_wrap=True)
+
+    def _named(self, name: str | None) -> str:
+        """A table, or the database as a whole, as it is named where there are several."""
+        where = None if self.database is None else quote_name(self.database)
+        return ": ".join(part for part in (where, name) if part)
 
     def skip(self, name: str, error: PgleanError) -> None:
         self.skipped += 1
         self.add(skipped_json(name, error))
         findings = error.findings if isinstance(error, Refused) else ()
-        self.tell(f"{name}: skipped: {'; '.join(finding.message for finding in findings) or error.message}")
+        reason = "; ".join(finding.message for finding in findings) or error.message
+        # Exit status 0 does not tell of it. For machines it is in the JSON.
+        if self._work.told or not self._work.as_json:
+            self.warn(f"{self._named(name)}: skipped: {reason}")
 
     def show(self, what: RenderableType, *, always: bool = False) -> None:
         """A result, on standard output."""
@@ -140,8 +147,28 @@ class _Report:
         errors = list(self.failures.values())
         if self.single:
             raise errors[0]
-        interruption = next((e for e in errors if isinstance(e, Interrupted) and e.ends_batch), None)
-        raise interruption or Incomplete(self.failures, self.done, self._what)
+        if any(map(_ends_all, errors)):
+            raise _interruption(self.failures)
+        raise Incomplete(self.failures, self.done, self._what)
+
+
+def _ends_all(error: PgleanError) -> bool:
+    return isinstance(error, Interrupted) and error.ends_batch
+
+
+def _interruption(failures: Mapping[str, PgleanError]) -> Interrupted:
+    """The error of what was interrupted, with all that was not done, and with what became of each that was begun."""
+    ended = {name: error for name, error in failures.items() if _ends_all(error)}
+    hints = {name: error.hint for name, error in ended.items() if error.hint}
+    if len(set(hints.values())) > 1:
+        hint = "\n".join(f"{name}: {text}" for name, text in hints.items())
+    else:
+        hint = next(iter(hints.values()), "")
+    return Interrupted(
+        next(iter(ended.values())).message,
+        detail="\n".join(": ".join(filter(None, (name, error.message))) for name, error in failures.items()),
+        hint=hint or None,
+    )
 
 
 def repack_database(database: Database, selection: Selection, work: Work) -> None:
@@ -180,11 +207,11 @@ def repack_databases(first: Database, selection: Selection, work: Work) -> None:
                 if isinstance(error, Refused) and _refuses_all(first):
                     raise
                 report.failed(None, error)
-                ended = error.ends_batch and not _answers(first)
-            if ended:
+                ended = error if error.ends_batch and not _answers(first) else None
+            if ended is not None:
                 for other in names[position + 1 :]:
                     report.database = other
-                    report.failed(None, PgleanError(_NOT_BEGUN), told=False)
+                    report.failed(None, NotBegun(ended))
                 break
     for absent in sorted(set.intersection(*missing)) if missing else ():
         report.warn(f"there is no extension {quote_name(absent)} in any database")
@@ -250,23 +277,25 @@ class _Batch:
     def __init__(self, database: Database, work: Work, report: _Report) -> None:
         self._database, self._work, self._report = database, work, report
 
-    def run(self, targets: Sequence[_Target]) -> bool:
-        """Whether the batch was ended before its time. Raises `Refused` where the database refuses every table."""
+    def run(self, targets: Sequence[_Target]) -> PgleanError | None:
+        """What has ended the batch before its time. Raises `Refused` where the database refuses every table."""
         if not targets:
             name = quote_name(self._database.server.capabilities.database)
             self._report.show(Text(f"nothing to do: there is no table to repack in database {name}"))
-            return False
+            return None
         self._refuse_all(targets)
-        begun, ended = 0, False
+        begun, ended = 0, None
         for group in self._groups(targets):
             for target, outcome in zip(group, self._outcomes(group), strict=True):
                 error = self._ended(target, outcome)
-                ended = ended or (error is not None and error.ends_batch)
+                if ended is None and error is not None and error.ends_batch:
+                    ended = error
             begun += len(group)
-            if ended:
+            if ended is not None:
                 break
-        for target in targets[begun:]:
-            self._report.failed(target.name, PgleanError(_NOT_BEGUN), told=False)
+        if ended is not None:
+            for target in targets[begun:]:
+                self._report.failed(target.name, NotBegun(ended))
         return ended
 
     def _refuse_all(self, targets: Sequence[_Target]) -> None:

@@ -22,6 +22,7 @@ from pglean.errors import (
     LockNotObtained,
     Paused,
     PgleanError,
+    TableChanged,
     TakenOver,
     VerificationFailed,
 )
@@ -55,7 +56,7 @@ def end(server: Server, job: Job, error: BaseException) -> BaseException:
     with server.shielded():
         pausepoint.reach("undo")
         try:
-            hints = _end(server, job, keep, str(getattr(told, "message", told)))
+            hints = _end(server, job, keep, told)
         except (PgleanError, psycopg.Error) as second:
             what = translate(second).message
             hints = [
@@ -64,19 +65,21 @@ def end(server: Server, job: Job, error: BaseException) -> BaseException:
                 if keep
                 else f"Undoing failed as well ({what}): `pglean cleanup` undoes it."
             ]
+    if isinstance(told, PgleanError):
+        told.job = job.id
     for hint in hints:
         _add_hint(told, hint)
     return told
 
 
-def _end(server: Server, job: Job, keep: bool, reason: str) -> list[str]:
+def _end(server: Server, job: Job, keep: bool, told: BaseException) -> list[str]:
     with _reach_again(server) as conn:
         if not _claim_again(server, conn, job.table.oid):
             if jobs.is_ours(conn, job):
                 raise LockNotObtained(f"a session of run {job.id} still lives on the server")
             return _swapped_hint(conn, job)
         try:
-            return _end_claimed(server, conn, job, keep, reason)
+            return _end_claimed(server, conn, job, keep, told)
         finally:
             # Not left to the end of the session, which the server takes its time to notice: a run that begins again at
             # once would be refused.
@@ -84,7 +87,8 @@ def _end(server: Server, job: Job, keep: bool, reason: str) -> list[str]:
                 release(conn, job.table.oid)
 
 
-def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, reason: str) -> list[str]:
+def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, told: BaseException) -> list[str]:
+    reason = str(getattr(told, "message", told))
     if not jobs.is_ours(conn, job):
         # Somebody has gone on with it, or ended it, while this process hung or could not reach the server.
         return _swapped_hint(conn, job)
@@ -97,6 +101,10 @@ def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, reason:
     hints = _swapped_hint(conn, job)
     if keep and not hints:
         hints.append("The run had not come so far that there was anything to keep, and was undone.")
+    elif not (hints or remains):
+        # What others have done to it meanwhile is theirs.
+        as_it_was = "" if isinstance(told, TableChanged) else "; the table is as it was"
+        hints.append(f"What was begun is undone{as_it_was}.")
     if remains:
         hints.append(f"Still there: {'; '.join(remains)}. `pglean cleanup` removes them.")
     return hints
