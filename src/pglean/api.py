@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,8 +21,10 @@ from pglean.options import Compression, InvalidIndexes, Options, Verify, Window
 from pglean.progress import Callback, Progress
 from pglean.result import ReindexResult, Result
 from pglean.rewrite import cleanup as _cleanup
+from pglean.rewrite import job as jobs
 from pglean.rewrite import pipeline, preflight, schema, steering
 from pglean.rewrite import status as runs
+from pglean.rewrite.job import Stored
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.status import Finished, Status
 from pglean.selection import Chosen, Selection
@@ -47,7 +50,7 @@ class Database:
         schemas: Sequence[str] = (),
         without_extensions: Sequence[str] = (),
     ) -> list[Chosen]:
-        """The tables that are meant by these, with their sizes; without any, all of the database that hold rows.
+        """The tables that are meant by these, with their sizes; without any, every ordinary table of the database.
 
         `tables` are names as in SQL, and patterns as psql's ``\\dt`` takes them; `parents` stand for all that inherits
         from them, and for their partitions; of `schemas` (names or patterns) all tables are meant. Those of
@@ -196,15 +199,29 @@ class Database:
                     on_progress(Progress(0, "", "planned", message=f"warning: {finding}"))
             return _reindex.run(self.server, plan, options, on_progress)
 
-    def resume(self, job: int, *, on_progress: Callback | None = None) -> Result | None:
-        """Go on with a run that was interrupted or kept, with its own options, in this process.
+    def resume(
+        self,
+        job: int,
+        *,
+        wait_timeout_s: float | None = None,
+        kill_backend: bool | None = None,
+        on_progress: Callback | None = None,
+    ) -> Result | None:
+        """Go on with a run that was interrupted or kept, in this process.
 
+        With its own options, but for those of locks that are given here; they are the run's from then on.
         None where its files had been exchanged already and only what was left had to be removed.
         Raises `UsageError` where there is no such run, or it is over; else what `repack` raises.
         """
         with _told(self.server):
             self._check_primary()
-            return pipeline.resume(self.server, job, on_progress)
+            given = {"wait_timeout_s": wait_timeout_s, "kill_backend": kill_backend}
+            changes = {name: value for name, value in given.items() if value is not None}
+            stored = self._resumable(job) if changes else None
+            if stored is None:
+                return pipeline.resume(self.server, job, on_progress)
+            options = _options(stored.options, changes)
+            return pipeline.repack(self.server, stored.relation, options, on_progress, only=job)
 
     def pause(self, job: int, *, wait_s: float = 3600.0) -> None:
         """Ask a run of another process to stop after what it has begun, and wait for that; `resume` continues.
@@ -256,7 +273,11 @@ class Database:
         with _told(self.server), self.server.connect("cleanup") as conn:
             patience = Patience(self.server, policy, lambda _: None)
             return _cleanup.sweep(
-                self.server, conn, patience, lambda run: paused or run.state != "paused" or run.swapped
+                self.server,
+                conn,
+                patience,
+                lambda run: paused or run.state != "paused" or run.swapped,
+                time.monotonic() + policy.wait_timeout_s,
             )
 
     def uninstall(self) -> bool:
@@ -281,6 +302,13 @@ class Database:
                 "the server is a standby",
                 hint="Connect to its primary: what stands here is that one's, only to be read.",
             )
+
+    def _resumable(self, job: int) -> Stored | None:
+        """A run of which there is more to be done than to be finished; None where there is no such."""
+        with self.server.connect("resume") as conn:
+            stored = jobs.load(conn, job) if schema.present(conn) else None
+        over = stored is None or stored.phase.over or stored.phase.swapped or stored.state == "remains"
+        return None if over else stored
 
     def _oid(self, table: str) -> int:
         with self.server.connect("preflight") as conn:

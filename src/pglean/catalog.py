@@ -18,6 +18,8 @@ from pglean.table import Column, Index, Key, KeyColumn, Table, Toast
 
 Fingerprint = dict[str, Any]
 
+_NAMES_HINT = "Names are read as in SQL: schema.table; capitals and blanks need quotes: '\"Big Table\"'."
+
 
 def split_names(value: str) -> list[str]:
     """``a, "b,c".d`` into its names; commas within double quotes belong to the name."""
@@ -52,11 +54,11 @@ def resolve(server: Server, conn: Connection, name: str) -> int:
         hint = f'GRANT USAGE on that schema to "{server.capabilities.role}", or connect as a superuser (-U).'
         raise Refused(name, [Finding("rights", f"{name} cannot be looked up: {message}", None, hint)]) from error
     except psycopg.Error as error:
-        raise UsageError(f"invalid table name: {name}", detail=error.diag.message_primary) from error
+        raise UsageError(f"invalid table name: {name}", detail=error.diag.message_primary, hint=_NAMES_HINT) from error
     if oid is None:
         raise UsageError(
             f'relation "{name}" does not exist',
-            hint="Names are read as in SQL: schema.table; capitals and blanks need quotes: '\"Big Table\"'.",
+            hint=_NAMES_HINT,
         )
     return int(oid)
 

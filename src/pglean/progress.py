@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+#: How messages begin that tell what is done, and nothing that has happened to the run.
+_INFORMATION = ("goes on with run ", "the rows are sorted ")
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -37,6 +40,21 @@ class Progress:
     #: Seconds since the run began, and since the phase began.
     elapsed_s: float = 0.0
     phase_s: float = 0.0
+    #: Units of this phase, and rows, that an earlier process had done.
+    done_before: int = 0
+    rows_before: int = 0
+    #: Whether `waiting_for` is a sentence: what is the case as long as it waits.
+    throttled: bool = False
+
+    @property
+    def waiting(self) -> str:
+        """What to say of `waiting_for`; empty where there is nothing."""
+        return waiting_text(self.waiting_for, throttled=self.throttled)
+
+    @property
+    def informational(self) -> bool:
+        """Whether the message asks for nobody's attention."""
+        return self.message.startswith(_INFORMATION)
 
     @property
     def fraction(self) -> float | None:
@@ -45,15 +63,27 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units of this phase per second."""
-        return self.done / self.phase_s if self.phase_s > 0 else 0.0
+        """Units of this phase per second, by this process."""
+        return (self.done - self.done_before) / self.phase_s if self.phase_s > 0 else 0.0
+
+    @property
+    def rows_rate(self) -> float:
+        """Rows copied per second of this phase, by this process."""
+        return (self.rows - self.rows_before) / self.phase_s if self.phase_s > 0 else 0.0
 
     @property
     def eta_s(self) -> float | None:
         """Seconds to the end of this phase at this rate; None where nobody can know."""
-        if not self.total or self.done <= 0 or self.phase_s <= 0:
+        if not self.total or self.rate <= 0:
             return None
         return max(self.total - self.done, 0) / self.rate
+
+
+def waiting_text(waiting_for: str, *, throttled: bool) -> str:
+    """``waiting for a lock``, ``waiting: the server writes …``; empty where there is nothing."""
+    if not waiting_for:
+        return ""
+    return f"waiting: {waiting_for}" if throttled else f"waiting for {waiting_for}"
 
 
 Callback = Callable[[Progress], None]
@@ -82,12 +112,19 @@ class Reporter:
         """A phase begins."""
         with self._lock:
             self._phase_started = time.monotonic()
-            self._state = replace(self._state, phase=name, done=0, total=total, unit=unit, waiting_for="", message="")
+            self._state = replace(
+                self._state, phase=name, done=0, done_before=0, total=total, unit=unit, waiting_for="", message=""
+            )
         self._tell(force=True)
 
     def total(self, total: int, unit: str) -> None:
         """How much there is to do in this phase, or in its next part, which counts in a unit of its own."""
-        self.update(done=0, total=total, unit=unit)
+        self.update(done=0, done_before=0, total=total, unit=unit)
+
+    def resumed(self, units: int, *, rows: int) -> None:
+        """`units` of this phase are done by an earlier process: they are not of the rate."""
+        self.update(done_before=units, rows_before=rows)
+        self.advance(units, rows=rows)
 
     def advance(self, units: int, *, rows: int = 0) -> None:
         """`units` of this phase are done."""
@@ -111,9 +148,9 @@ class Reporter:
             )
         self._tell()
 
-    def waiting(self, reason: str) -> None:
-        """The run waits for something."""
-        self.update(waiting_for=reason)
+    def waiting(self, reason: str, *, throttled: bool = False) -> None:
+        """The run waits for something; where it is throttled, `reason` is a sentence."""
+        self.update(waiting_for=reason, throttled=throttled)
         self._tell(force=True)
 
     def message(self, text: str) -> None:

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from pglean.engines.plan import ReindexPlan
 from pglean.errors import PgleanError
+from pglean.progress import waiting_text
 from pglean.result import ReindexResult, Result
 from pglean.rewrite.plan import Plan
-from pglean.rewrite.status import Finished, Status
+from pglean.rewrite.status import Finished, Status, ways_on
 from pglean.table import quote_name
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
@@ -51,8 +52,12 @@ def _saved(before: int, after: int) -> str:
     return f"{(after - before) / before:+.0%}" if before else ""
 
 
-def result_summary(result: Result) -> RenderableType:
-    """What a finished run did: sizes, times, the lock, the changes, the WAL."""
+def _in(database: str | None) -> str:
+    return "" if database is None else f" in database {quote_name(database)}"
+
+
+def result_summary(result: Result, database: str | None = None) -> RenderableType:
+    """What a finished run did: sizes, times, the lock, the changes, the WAL; `database` where there are several."""
     sizes = Grid(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
     sizes.add_column("relation", footer="total", overflow="fold")
     for heading, footer in (
@@ -80,11 +85,11 @@ def result_summary(result: Result) -> RenderableType:
         facts.append(f"{counted(result.rows, 'row')} {how} before the swap")
     if not result.frozen:
         facts.append("not all pages are frozen: they were being written, or an older snapshot was open")
-    return Group(Text(result.table, style="bold"), sizes, *(Text(fact) for fact in facts))
+    return Group(Text(f"{result.table}{_in(database)}", style="bold"), sizes, *(Text(fact) for fact in facts))
 
 
-def plan_summary(plan: Plan) -> RenderableType:
-    """What a run would do."""
+def plan_summary(plan: Plan, database: str | None = None) -> RenderableType:
+    """What a run would do; `database` where there are several."""
     table = plan.table
     grid = Grid(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
     grid.add_column("relation", footer="total", overflow="fold")
@@ -97,7 +102,7 @@ def plan_summary(plan: Plan) -> RenderableType:
     steps = [Text(f"{number}. {step}") for number, step in enumerate(plan.steps, 1)]
     warnings = [Text(f"WARNING:  {finding}", style="yellow") for finding in plan.warnings]
     return Group(
-        Text(f"{table.qualified_name} would be repacked", style="bold"),
+        Text(f"{table.qualified_name}{_in(database)} would be repacked", style="bold"),
         grid,
         *steps,
         Text(_disk_text(plan)),
@@ -182,7 +187,7 @@ def reindex_summary(result: ReindexResult) -> RenderableType:
         # Whatever else was not done is told with the error.
         lines += [Text(f"not done: {name}: {error.message}") for name, error in result.failures.items()]
     if not result.indexes:
-        return Group(*(lines or [Text("nothing to rebuild")]))
+        return Group(*(lines or [Text("nothing was rebuilt" if result.failures else "nothing to rebuild")]))
     return Group(grid, *lines)
 
 
@@ -222,8 +227,8 @@ def reindex_plan_json(plan: ReindexPlan) -> dict[str, object]:
     }
 
 
-def status_lines(runs: Sequence[Status]) -> RenderableType:
-    """Runs in progress and interrupted ones: a few lines each, which fit any terminal and any pipe."""
+def status_lines(runs: Sequence[Status], database: str) -> RenderableType:
+    """Runs of a database that are not over: a few lines each, which fit any terminal and any pipe."""
     lines: list[Text] = []
     for run in runs:
         done, total = run.progress.get("done", 0), run.progress.get("total", 0)
@@ -242,13 +247,13 @@ def status_lines(runs: Sequence[Status]) -> RenderableType:
             )
         )
         if waiting := str(run.progress.get("waiting_for", "")):
-            lines.append(Text(f"  waiting for {waiting}"))
+            lines.append(Text(f"  {waiting_text(waiting, throttled=bool(run.progress.get('throttled')))}"))
         if run.command and run.alive:
             lines.append(Text(f"  asked to {run.command}"))
         if run.error:
             lines.append(Text(f"  {run.error}"))
         if run.state in ("paused", "interrupted"):
-            lines.append(Text(f"  `pglean resume {run.id}` continues, `pglean abort {run.id}` undoes it"))
+            lines.append(Text(f"  {ways_on(run.id, database)}"))
     return Group(*lines)
 
 

@@ -131,8 +131,12 @@ class Server:
         self._postponed: PgleanError | None = None
         self._shielded = False
         self._clones: list[Server] = []
-        with self.connect("preflight") as conn:
-            self.capabilities = _capabilities(conn, self._search_path)
+        try:
+            with self.connect("preflight") as conn:
+                self.capabilities = _capabilities(conn, self._search_path)
+        except ConnectionLost as error:
+            error.hint = "Nothing was begun. Look whether the server runs, and at -h, -p, -U and -d."
+            raise
 
     # ---- connections
 

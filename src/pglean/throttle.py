@@ -51,10 +51,10 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 class Unmeasured(Exception):
-    """A limit that cannot be measured. Its text is the reason to wait."""
+    """A limit that cannot be measured, or (with no reason) not yet. Its text is why work must wait."""
 
-    def __init__(self, what: str, why: str) -> None:
-        super().__init__(f"cannot measure {what}: {why}")
+    def __init__(self, what: str, why: str = "") -> None:
+        super().__init__(f"cannot measure {what}: {why}" if why else f"measuring {what}")
 
 
 # ---- limits
@@ -297,7 +297,8 @@ class Throttle:
         now = time.monotonic()
         rate = self._rate.add(position, now)
         if rate is None:
-            raise Unmeasured("the rate of WAL", "this takes a second look")
+            # It takes a second look.
+            raise Unmeasured("the rate of WAL")
         if self._wal_rate is not None and (note := self._wal_rate.check(rate, now)):
             yield f"the server writes {size_text(rate)} of WAL a second {note}"
 

@@ -396,7 +396,10 @@ def test_status_5_where_the_connection_is_lost(stage: Stage, run: Run) -> None:
         assert [result["status"] for result in json.loads(out)] == ["failed"]
         assert "connection to the server was lost" in err
         (kept,) = stage.status()
-        assert f"`pglean resume {kept.id}` continues, `pglean abort {kept.id}` undoes it." in err
+        assert (
+            f"`pglean resume {kept.id} -d {stage.db.name}` continues, `pglean abort {kept.id} -d {stage.db.name}` undoes it."
+            in err
+        )
         # With a server that is not there, the others are not even begun.
         status, out, err = run("repack", "-q", "-t", "items,other")
         assert (status, out) == (9, "")
@@ -434,7 +437,7 @@ def test_status_7_where_the_verification_fails(stage: Stage, run: Run) -> None:
     # Kept to be looked at: whoever resumes it meets the same difference.
     (kept,) = stage.status()
     assert kept.state == "paused"
-    assert f"`pglean abort {kept.id}` undoes it." in err
+    assert f"`pglean abort {kept.id} -d {stage.db.name}` undoes it." in err
     assert run("resume", "-q", str(kept.id))[0] == 7
     stage.write()
     assert run("abort", str(kept.id))[0] == 0

@@ -77,7 +77,7 @@ def test_hold_and_swap(stage: Stage, run: Run) -> None:
         status, out, err = run("status")
         assert (status, err) == (0, "")
         assert f"job {job}: public.items  ready\n" in out
-        assert f"waiting for `pglean swap {job}`" in out
+        assert f"waiting for `pglean swap {job} -d {stage.db.name}`" in out
         stage.write()
         assert stage.file == stage.first_file
         assert run("swap", str(job)) == (0, f"job {job}: asked to swap\n", "")
@@ -133,16 +133,26 @@ def test_swap_window_that_is_none(stage: Stage, run: Run, window: str) -> None:
 
 def test_pause_and_resume(stage: Stage, run: Run) -> None:
     with held(stage) as (client, job):
-        assert run("pause", str(job)) == (0, f"job {job}: paused; `pglean resume {job}` continues\n", "")
+        assert run("pause", str(job)) == (
+            0,
+            f"job {job}: paused; `pglean resume {job} -d {stage.db.name}` continues\n",
+            "",
+        )
         assert client.wait() == 8
         assert f"pglean: error: run {job} was paused\nHINT:  What was done is kept: " in client.stderr
-        assert f"`pglean resume {job}` continues, `pglean abort {job}` undoes it." in client.stderr
+        assert (
+            f"`pglean resume {job} -d {stage.db.name}` continues, `pglean abort {job} -d {stage.db.name}` undoes it."
+            in client.stderr
+        )
     stage.write()
     status, out, _ = run("status")
     assert status == 0
     assert f"job {job}: public.items  paused, ready" in out
     assert f"  run {job} was paused\n" in out
-    assert f"  `pglean resume {job}` continues, `pglean abort {job}` undoes it\n" in out
+    assert (
+        f"  `pglean resume {job} -d {stage.db.name}` continues, `pglean abort {job} -d {stage.db.name}` undoes it\n"
+        in out
+    )
     # What was written meanwhile is recorded, which costs something.
     assert json.loads(run("status", "--json")[1])[0]["changes_bytes"] > 0
     # What it was asked for it has done: asked again, there is nothing to wait for.
@@ -293,7 +303,7 @@ def test_keep(stage: Stage, run: Run, number: signal.Signals) -> None:
         assert client.wait() == 8
         (found,) = stage.status()
         assert f"pglean: error: interrupted by {number.name}\nHINT:  What was done is kept: " in client.stderr
-        assert f"`pglean resume {found.id}` continues" in client.stderr
+        assert f"`pglean resume {found.id} -d {stage.db.name}` continues" in client.stderr
     assert found.state == "paused"
     stage.write()
     assert run("resume", "-q", str(found.id))[:2] == (0, "")
@@ -441,7 +451,7 @@ def test_run_that_nobody_works_on_cannot_be_asked(stage: Stage, run: Run, comman
     status, out, err = run(command, str(job))
     assert (status, out) == (2, "")
     assert f"pglean: error: run {job} is interrupted: nobody works on it" in err
-    assert f"`pglean resume {job}` continues" in err
+    assert f"`pglean resume {job} -d {stage.db.name}` continues" in err
     stage.settle("abort")
     if command == "swap":
         job = kept(stage, run)
@@ -505,7 +515,7 @@ def test_status_as_json(stage: Stage, run: Run) -> None:
         assert found["relation"] == stage.oid
         assert found["shadow_bytes"] > 0
         assert 0 <= found["heartbeat_s"] <= found["elapsed_s"]
-        assert f"`pglean swap {job}`" in found["progress"]["waiting_for"]
+        assert f"`pglean swap {job} -d {stage.db.name}`" in found["progress"]["waiting_for"]
         assert run("abort", str(job))[0] == 0
         assert client.wait() == 8
     stage.check()
@@ -516,7 +526,9 @@ def test_status_watch_on_a_terminal(stage: Stage, run: Run) -> None:
     status, shown = terminal.run(["status", "--watch"], answers={"no run is in progress": ctrl_c})
     assert status == 0, shown
     with held(stage) as (client, job):
-        status, shown = terminal.run(["status", "--watch"], answers={f"waiting for `pglean swap {job}`": ctrl_c})
+        status, shown = terminal.run(
+            ["status", "--watch"], answers={f"waiting for `pglean swap {job} -d {stage.db.name}`": ctrl_c}
+        )
         assert status == 0, shown
         assert f"job {job}: public.items" in shown
         assert "Traceback" not in shown

@@ -72,7 +72,10 @@ def test_server_that_stays_away_is_told(stage: Stage, monkeypatch: pytest.Monkey
     stage.db.server.start()
     (run,) = stage.status()
     assert run.state == "interrupted"
-    assert f"`pglean resume {run.id}` continues, `pglean abort {run.id}` undoes it" in str(outcome)
+    assert (
+        f"`pglean resume {run.id} -d {stage.db.name}` continues, `pglean abort {run.id} -d {stage.db.name}` undoes it"
+        in str(outcome)
+    )
     stage.write()
     stage.settle("resume")
     stage.check()

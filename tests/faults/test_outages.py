@@ -288,9 +288,9 @@ def test_24_change_table_outlives_its_triggers(stage: Stage, monkeypatch: pytest
     looks = 0
     drop = cleanup._drop_table
 
-    def looked_at(conn: psycopg.Connection[tuple[object, ...]], name: str) -> list[str]:
+    def looked_at(conn: psycopg.Connection[tuple[object, ...]], name: str, deadline: float | None) -> list[str]:
         nonlocal looks
-        remains = drop(conn, name)
+        remains = drop(conn, name, deadline)
         stage.write()
         looks += 1
         return remains

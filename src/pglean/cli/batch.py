@@ -21,6 +21,7 @@ from pglean.errors import Incomplete, Interrupted, NotBegun, PgleanError, Refuse
 from pglean.options import Options
 from pglean.report import batch_text, error_json, error_text, plan_json, plan_summary, result_summary, skipped_json
 from pglean.result import Result
+from pglean.rewrite import rights
 from pglean.rewrite.checks import EVERY_TABLE, OLDEST
 from pglean.rewrite.plan import Plan
 from pglean.selection import Selection, is_pattern, missing_extensions, select
@@ -90,12 +91,12 @@ class _Report:
         self.done += 1
         if isinstance(outcome, Plan):
             self.add(plan_json(outcome))
-            self.show(plan_summary(outcome), always=True)
+            self.show(plan_summary(outcome, self.database), always=True)
         else:
             self.bytes_before += outcome.bytes_before
             self.bytes_after += outcome.bytes_after
             self.add(outcome.as_json())
-            self.show(result_summary(outcome))
+            self.show(result_summary(outcome, self.database))
 
     def failed(self, name: str | None, error: PgleanError) -> None:
         """Of a table, or of the database as a whole."""
@@ -307,7 +308,11 @@ class _Batch:
             self._database.plan(unnamed.name, self._work.options, wait_timeout_s=0, kill_backend=False)
         except Refused as error:
             if findings := [finding for finding in error.findings if finding.code in EVERY_TABLE]:
-                raise Refused(quote_name(self._database.server.capabilities.database), findings) from error
+                # What he may do instead is told of no table in particular: nobody has named one.
+                with self._database.server.connect("preflight") as conn:
+                    general = list(rights.of_database(conn))
+                rest = [finding for finding in findings if finding.code != rights.CODE]
+                raise Refused(quote_name(self._database.server.capabilities.database), [*general, *rest]) from error
         except PgleanError:
             return
 

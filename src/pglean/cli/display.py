@@ -48,12 +48,17 @@ def console(*, stderr: bool = False) -> Console:
 def _figures(progress: Progress) -> str:
     parts = []
     if progress.phase == "copying" and progress.phase_s > 0.2:
-        parts.append(f"{counted(progress.rows, 'row')}, {progress.rows / progress.phase_s:,.0f} rows/s")
+        parts.append(f"{counted(progress.rows, 'row')}, {progress.rows_rate:,.0f} rows/s")
     if (eta := progress.eta_s) is not None and eta >= 1 and progress.fraction != 1:
         parts.append(f"{seconds_text(eta)} left")
     if progress.changes_applied:
         parts.append(f"{counted(progress.changes_applied, 'change')} taken over")
     return ", ".join(parts)
+
+
+def _told(progress: Progress) -> str:
+    """The message, with the table that it is about."""
+    return f"{progress.table}: {progress.message}" if progress.table else progress.message
 
 
 class _Screen:
@@ -81,7 +86,7 @@ class _Screen:
             self._messages.add(progress.message)
         if news:
             # Above the display, where it stays when that is gone.
-            self._console.print(Text(f"pglean: {news}", style="yellow"))
+            self._console.print(Text(f"pglean: {_told(progress)}", style="yellow"))
 
     def __rich__(self) -> RenderableType:
         with self._lock:
@@ -117,7 +122,7 @@ class _Screen:
                 grid,
             ]
             if progress.waiting_for:
-                lines.append(Text(f"waiting for {progress.waiting_for}", style="yellow"))
+                lines.append(Text(progress.waiting, style="yellow"))
             return Group(*lines)
 
 
@@ -148,11 +153,9 @@ class _Lines:
             last.phase, last.at, last.waiting = progress.phase, now, progress.waiting_for
             done = f" {progress.fraction:.0%}" if progress.fraction else ""
             if progress.message:
-                self._write(f"{progress.table}: {progress.message}" if progress.table else progress.message)
+                self._write(_told(progress))
                 return
-            text = [f"{progress.table}: {progress.phase}{done}", _figures(progress)]
-            if progress.waiting_for:
-                text.append(f"waiting for {progress.waiting_for}")
+            text = [f"{progress.table}: {progress.phase}{done}", _figures(progress), progress.waiting]
             self._write(", ".join(part for part in text if part))
 
 
@@ -162,15 +165,15 @@ def progress_display(
 ) -> Iterator[Callback]:
     """A callback for `on_progress`: live on a terminal, lines elsewhere, and for `several` runs at the same time.
 
-    `progress=False` leaves only messages, `messages=False` as well nothing.
+    `progress=False` leaves only messages that somebody should read, `messages=False` as well nothing.
     """
 
     def write(line: str) -> None:
         print(f"pglean: {line}", file=console.file, flush=True)
 
     def tell(state: Progress) -> None:
-        if messages and state.message:
-            write(state.message)
+        if messages and state.message and not state.informational:
+            write(_told(state))
 
     if not progress:
         yield tell

@@ -16,9 +16,9 @@ from pglean.catalog import split_names
 from pglean.cli.connection import as_utf8, connection_options, interruptible, open_database
 from pglean.cli.display import console, progress_display
 from pglean.cli.messages import LEVELS, logged
-from pglean.errors import PgleanError, UsageError
+from pglean.errors import Incomplete, PgleanError, UsageError
 from pglean.options import Options
-from pglean.report import error_json, reindex_plan_json, reindex_plan_summary, reindex_summary
+from pglean.report import error_json, error_text, reindex_plan_json, reindex_plan_summary, reindex_summary
 
 _DEFAULTS = Options()
 
@@ -86,7 +86,7 @@ def reindex_command(
 
     \b
     Exit status: 0 done, 1 an index could not be rebuilt, 2 usage, 3 refused,
-    4 no lock in time, 5 connection lost, 8 interrupted, 9 some of several not done.
+    4 no lock in time, 5 no connection, or it was lost, 8 interrupted, 9 some of several not done.
     """
     request = Request(
         tables=names("table name", tables),
@@ -141,8 +141,13 @@ class Request:
             if self.as_json:
                 click.echo(json.dumps({**error_json(", ".join(told), failure), "failures": []}, indent=2))
             raise
-        if error is not None:
-            raise error
+        if error is None:
+            return
+        if isinstance(error, Incomplete) and not self.as_json:
+            # In full, once each: what ends the command lists them by their messages. One may be that of many indexes.
+            for single in {id(single): single for single in error.failures.values()}.values():
+                console(stderr=True).print(error_text(single), soft_wrap=True)
+        raise error
 
     @property
     def _asked(self) -> dict[str, Any]:

@@ -38,7 +38,21 @@ _SHOWN = Section("What is shown")
 _UNUSED = Section("Options of pg_repack that nothing needs here")
 
 
-@click.command("repack", cls=SectionedCommand, short_help="Rewrite tables online.")
+class _RepackCommand(SectionedCommand):
+    """Abbreviations in scripts for pg_repack mean what they mean there."""
+
+    first_meant = frozenset(
+        {
+            "all", "table", "parent-table", "schema", "tablespace", "moveidx", "order-by", "no-order", "dry-run",
+            "jobs", "index", "only-indexes", "wait-timeout", "no-kill-backend", "no-analyze", "no-superuser-check",
+            "exclude-extension", "no-error-on-invalid-index", "error-on-invalid-index", "no-error-on-publication",
+            "apply-count", "switch-threshold", "dbname", "host", "port", "username", "no-password", "password",
+            "echo", "elevel", "help", "version",
+        }
+    )  # fmt: skip
+
+
+@click.command("repack", cls=_RepackCommand, short_help="Rewrite tables online.")
 @_WHAT.option("-a", "--all", "all_databases", is_flag=True, help="All databases of the server.")
 @_WHAT.option(
     "-t", "--table", "tables", multiple=True, metavar="TABLE", help="Table as in SQL, or pattern as psql's \\dt."
@@ -213,7 +227,7 @@ def repack_command(
 
     \b
     Exit status: 0 done, 1 unexpected error, 2 usage, 3 refused by preflight,
-    4 no lock in time, 5 connection lost, 6 table changed by DDL,
+    4 no lock in time, 5 no connection, or it was lost, 6 table changed by DDL,
     7 verification failed, 8 interrupted, 9 some of several tables not done.
     """
     context, level = click.get_current_context(), LEVELS.index(elevel.upper())

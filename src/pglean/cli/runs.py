@@ -12,12 +12,12 @@ import click
 from rich.live import Live
 from rich.text import Text
 
+from pglean.api import Database
 from pglean.cli.connection import connection_options, interruptible, open_database
 from pglean.cli.display import console
 from pglean.errors import Interrupted, LockNotObtained
 from pglean.options import Options
 from pglean.report import log_lines, status_lines
-from pglean.rewrite.status import Status
 
 _WATCH_S = 1.0
 
@@ -38,32 +38,34 @@ def status_command(watch: bool, as_json: bool, **connection: Any) -> None:
     """
     database = open_database(**connection)
     if not watch:
-        _show(database.status(), as_json=as_json)
+        _show(database, as_json=as_json)
         return
     with interruptible(database), contextlib.suppress(Interrupted):
         if as_json or not console().is_terminal:
             # Until nobody reads it any more (`streams`), as in `pglean status --watch | head`.
             while getattr(sys.stdout, "error", None) is None:
-                _show(database.status(), as_json=as_json)
+                _show(database, as_json=as_json)
                 database.server.rest(_WATCH_S)
             return
+        name = database.server.capabilities.database
         with Live(console=console(), auto_refresh=False) as live:
             while True:
                 found = database.status()
-                live.update(status_lines(found) if found else Text(_NOTHING), refresh=True)
+                live.update(status_lines(found, name) if found else Text(_NOTHING), refresh=True)
                 database.server.rest(_WATCH_S)
 
 
 _NOTHING = "no run is in progress, none has left anything"
 
 
-def _show(runs: list[Status], *, as_json: bool) -> None:
+def _show(database: Database, *, as_json: bool) -> None:
+    runs = database.status()
     if as_json:
         click.echo(json.dumps([asdict(run) for run in runs], indent=2, default=str))
     elif not runs:
         click.echo(_NOTHING)
     else:
-        console().print(status_lines(runs))
+        console().print(status_lines(runs, database.server.capabilities.database))
 
 
 @click.command("log", short_help="History of runs.")
@@ -83,8 +85,23 @@ def log_command(limit: int, as_json: bool, **connection: Any) -> None:
 
 @click.command("cleanup", short_help="Undo what interrupted runs have left.")
 @connection_options
-@click.option("-T", "--wait-timeout", type=float, metavar="SECS", default=60.0, show_default=True)
-@click.option("--lock-timeout", type=int, metavar="MS", default=200, show_default=True)
+@click.option(
+    "-T",
+    "--wait-timeout",
+    type=float,
+    metavar="SECS",
+    default=60.0,
+    show_default=True,
+    help="How long to try for locks, in all.",
+)
+@click.option(
+    "--lock-timeout",
+    type=int,
+    metavar="MS",
+    default=200,
+    show_default=True,
+    help="Longest single wait for a lock of a table, for which others queue behind.",
+)
 @click.option("--paused", is_flag=True, help="Also runs that are kept: paused, or ended by what will pass.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
 def cleanup_command(wait_timeout: float, lock_timeout: int, paused: bool, as_json: bool, **connection: Any) -> None:

@@ -33,6 +33,9 @@ class Section:
 class SectionedCommand(click.Command):
     """A command whose options come in sections."""
 
+    #: Long options, without their dashes, that an abbreviation means rather than the others.
+    first_meant: frozenset[str] = frozenset()
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Sections in the order of their first options, what has none at the end."""
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -47,15 +50,19 @@ class SectionedCommand(click.Command):
                     formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """With each abbreviation of a long option, where it fits one only, written out."""
+        """With each abbreviation of a long option written out; raises `click.UsageError` where it fits several."""
         known = {name for parameter in self.get_params(ctx) for name in parameter.opts if name.startswith("--")}
 
         def whole(argument: str) -> str:
             name, equals, value = argument.partition("=")
-            fitting = [option for option in known if option.startswith(name)]
-            if len(name) < len("--x") or not name.startswith("--") or name in known or len(fitting) != 1:
+            fitting = sorted(option for option in known if option.startswith(name))
+            if len(name) < len("--x") or not name.startswith("--") or name in known or not fitting:
                 return argument
-            return f"{fitting[0]}{equals}{value}"
+            # What meant one option only before there were others must go on meaning it.
+            older = [option for option in fitting if option.removeprefix("--") in self.first_meant]
+            if len(fitting) > 1 and len(older) != 1:
+                raise click.UsageError(f"option {name} is ambiguous: {', '.join(fitting)}", ctx)
+            return f"{(fitting if len(fitting) == 1 else older)[0]}{equals}{value}"
 
         end = args.index("--") if "--" in args else len(args)
         return super().parse_args(ctx, [*map(whole, args[:end]), *args[end:]])

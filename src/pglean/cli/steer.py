@@ -10,8 +10,9 @@ import click
 from pglean.api import Database
 from pglean.cli.connection import connection_options, interruptible, open_database
 from pglean.cli.display import console, progress_display
-from pglean.errors import LockNotObtained, PgleanError, UsageError
+from pglean.errors import LockNotObtained, UsageError
 from pglean.report import result_summary
+from pglean.rewrite.status import command
 
 _JOB = click.argument("job", type=int)
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
@@ -36,7 +37,12 @@ def pause_command(job: int, wait_timeout: float, as_json: bool, **connection: An
     database = open_database(**connection)
     with interruptible(database):
         database.pause(job, wait_s=wait_timeout)
-    _tell(job, "paused", f"paused; `pglean resume {job}` continues", as_json=as_json)
+    _tell(
+        job,
+        "paused",
+        f"paused; {command('resume', job, database.server.capabilities.database)} continues",
+        as_json=as_json,
+    )
 
 
 @click.command("swap", short_help="Let a run that holds swap.")
@@ -77,10 +83,27 @@ def abort_command(job: int, wait_timeout: float, as_json: bool, **connection: An
 @click.command("resume", short_help="Go on with a run that was paused or interrupted.")
 @click.argument("job", required=False)
 @connection_options
+@click.option(
+    "-T", "--wait-timeout", type=float, metavar="SECS", help="How long to try for a lock; as it was begun by default."
+)
+@click.option(
+    "--kill-backend/--no-kill-backend",
+    default=None,
+    help="After --wait-timeout cancel, later terminate, who holds the lock; or nobody.",
+)
 @_JSON
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
-def resume_command(job: str | None, as_json: bool, quiet: bool, **connection: Any) -> None:
-    """Go on with run JOB, with the options it was begun with; without JOB, with the one that is paused or interrupted.
+def resume_command(
+    job: str | None,
+    wait_timeout: float | None,
+    kill_backend: bool | None,
+    as_json: bool,
+    quiet: bool,
+    **connection: Any,
+) -> None:
+    """Go on with run JOB; without JOB, with the one that is paused or interrupted.
+
+    With the options it was begun with, but for those that are given here.
 
     Exit status: as of `pglean repack`.
     """
@@ -93,7 +116,9 @@ def resume_command(job: str | None, as_json: bool, quiet: bool, **connection: An
     number = _only(database) if job is None else int(job)
     err = console(stderr=True)
     with interruptible(database), progress_display(err, progress=not quiet) as on_progress:
-        result = database.resume(number, on_progress=on_progress)
+        result = database.resume(
+            number, wait_timeout_s=wait_timeout, kill_backend=kill_backend, on_progress=on_progress
+        )
     if result is None:
         _tell(number, "done", "it had swapped already; what was left is removed", as_json=as_json)
     elif as_json:
@@ -103,10 +128,13 @@ def resume_command(job: str | None, as_json: bool, quiet: bool, **connection: An
 
 
 def _only(database: Database) -> int:
-    """The one run that nobody works on. Raises `PgleanError` where there is none, or several."""
+    """The one run that nobody works on. Raises `UsageError` where there is none, or several."""
     waiting = [run for run in database.status() if run.state in ("paused", "interrupted")]
     if not waiting:
-        raise PgleanError("no run is paused or interrupted")
+        raise UsageError(
+            "no run is paused or interrupted",
+            hint="`pglean status` lists runs that are not over, `pglean log` the others.",
+        )
     if len(waiting) > 1:
         raise UsageError(
             f"{len(waiting)} runs are paused or interrupted",

@@ -110,6 +110,7 @@ class _Run:
         relation = work.relation
         reporter = Reporter(0, relation.qualified_name, self._on_progress)
         todo = [*work.removals, *work.rebuilds]
+        names = {index.qualified_name for index in todo}
         try:
             with self._claimed(relation) as conn:
                 while todo and self._out.ended_by is None:
@@ -129,7 +130,7 @@ class _Run:
             return
         for index in todo:
             self._failed(index, PgleanError("not begun: the run was ended before"))
-        if self._out.ended_by is None:
+        if self._out.ended_by is None and names.isdisjoint(self._out.failures):
             reporter.phase("done")
 
     @contextlib.contextmanager

@@ -5,6 +5,7 @@ Each check is a function from what is known (`Facts`) to findings. All of them r
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -117,8 +118,8 @@ _KINDS = {
     "m": ("a materialized view", "REFRESH MATERIALIZED VIEW CONCURRENTLY rewrites it."),
     "f": ("a foreign table", "Its rows are stored elsewhere; repack them there."),
     "p": ("a partitioned table", "It holds no rows itself: -I names it with all its partitions."),
-    "i": ("an index", "REINDEX INDEX CONCURRENTLY rebuilds it."),
-    "I": ("a partitioned index", "REINDEX INDEX CONCURRENTLY rebuilds it."),
+    "i": ("an index", None),
+    "I": ("a partitioned index", None),
     "S": ("a sequence", "It has a single row."),
     "c": ("a composite type", "It holds no rows."),
     "t": ("a TOAST table", "Name the table that it belongs to: both are rewritten together."),
@@ -217,6 +218,8 @@ def _kind(facts: Facts) -> Iterator[Finding]:
     if table.kind != "r":
         what, hint = _KINDS.get(table.kind, (f'a relation of kind "{table.kind}"', None))
         wanted = "an ordinary table" if what.endswith("table") else "a table"
+        if table.kind in "iI":
+            hint = f"Rebuild it by itself: -i {shlex.quote(name)}, or name its table."
         yield Finding("kind", f"{name} is {what}, not {wanted}", None, hint)
         return
     if table.persistence == "t":

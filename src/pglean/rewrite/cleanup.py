@@ -27,12 +27,18 @@ from pglean.rewrite.status import Status, unfinished
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
 
-#: How long a table of ours is tried to be dropped, in seconds.
-_DROP_WAIT_S = 10.0
+#: How long a table of ours is tried to be dropped, and how long each attempt may wait, in seconds.
+_DROP_WAIT_S, _DROP_LOCK_S = 10.0, 1.0
+#: What a row tells of a run whose end nobody has noted; and how it goes on after why a run has ended.
+_GONE, _REMAINS = "its process was gone; cleaned up", "still there: "
 
 
-def remove(server: Server, conn: Connection, job_id: int, patience: Patience) -> list[str]:
+def remove(
+    server: Server, conn: Connection, job_id: int, patience: Patience, deadline: float | None = None
+) -> list[str]:
     """Remove all that run `job_id` has made; returns what could not be removed, as phrases (empty: nothing is left).
+
+    After `deadline` (of time.monotonic) nothing is waited for any more.
 
     On entry: no transaction, no session of the run is at work. Locks: ACCESS EXCLUSIVE on the table for a moment while
     triggers of ours are on it; none on it afterwards.
@@ -43,12 +49,12 @@ def remove(server: Server, conn: Connection, job_id: int, patience: Patience) ->
     for (oid,) in conn.execute(query("job.triggers"), functions).fetchall():
         remains += _switch_off(server, conn, job_id, oid, patience)
     still_called = bool(remains)
-    remains += _drop_table(conn, f"shadow_{job_id}")
+    remains += _drop_table(conn, f"shadow_{job_id}", deadline)
     if not still_called:
         with transaction(conn):
             for (name,) in conn.execute(query("job.functions"), functions).fetchall():
                 conn.execute(sql.SQL("DROP FUNCTION {}()").format(sql.Identifier(SCHEMA, name)))
-    remains += _drop_table(conn, f"changes_{job_id}")
+    remains += _drop_table(conn, f"changes_{job_id}", deadline)
     return remains
 
 
@@ -79,17 +85,19 @@ def _silenced(table: str, error: LockNotObtained) -> str:
     return f"three triggers without effect on {table} (in use by {', '.join(error.blockers) or 'other sessions'})"
 
 
-def _drop_table(conn: Connection, name: str) -> list[str]:
+def _drop_table(conn: Connection, name: str, deadline: float | None) -> list[str]:
     """Drop a table of ours; returns what is told where it could not be had.
 
     A session of ours that was cut off may still be at work on it for seconds. A pg_dump has it locked for as long as it
     takes, and whoever recorded a key there until his transaction ends.
     """
-    deadline = time.monotonic() + _DROP_WAIT_S
+    latest = time.monotonic() + _DROP_WAIT_S
+    deadline = latest if deadline is None else min(deadline, latest)
     while True:
         try:
             with transaction(conn):
-                conn.execute("SET LOCAL lock_timeout = '1s'")
+                limit_ms = max(min(deadline - time.monotonic(), _DROP_LOCK_S), 0.1) * 1000
+                conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(int(limit_ms))))
                 conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
         except (pg.LockNotAvailable, pg.DeadlockDetected):
             if time.monotonic() < deadline:
@@ -101,7 +109,11 @@ def _drop_table(conn: Connection, name: str) -> list[str]:
 
 
 def sweep(
-    server: Server, conn: Connection, patience: Patience, which: Callable[[Status], bool]
+    server: Server,
+    conn: Connection,
+    patience: Patience,
+    which: Callable[[Status], bool],
+    deadline: float | None = None,
 ) -> list[tuple[Status, list[str]]]:
     """Finish or undo the runs that no living session claims; returns what is left of each.
 
@@ -113,20 +125,30 @@ def sweep(
             continue
         try:
             # It may have come to its end between being listed and being claimed.
-            if jobs.state_of(conn, status.id) in ("running", "paused", "remains"):
-                swept.append((status, end(server, conn, status.id, patience, status.error)))
+            state = jobs.state_of(conn, status.id)
+            if state in ("running", "paused", "remains"):
+                reason = _GONE if state == "running" else _cause(status.error)
+                swept.append((status, end(server, conn, status.id, patience, reason, deadline)))
         finally:
             release(conn, status.relation)
     return swept
 
 
-def end(server: Server, conn: Connection, job_id: int, patience: Patience, error: str | None) -> list[str]:
+def _cause(error: str | None) -> str | None:
+    """Why a run has ended, without what was there still when that was noted."""
+    return (error or "").partition(_REMAINS)[0].removesuffix("; ") or None
+
+
+def end(
+    server: Server, conn: Connection, job_id: int, patience: Patience, error: str | None, deadline: float | None = None
+) -> list[str]:
     """Finish a run that had committed its swap, undo any other; returns what is left of it.
 
-    On entry: the claim on its table, no transaction. `error` is what its row will tell.
+    On entry: the claim on its table, no transaction. `error` is what its row will tell, with what is left.
+    After `deadline` (of time.monotonic) nothing is waited for any more.
     """
     try:
-        remains = remove(server, conn, job_id, patience)
+        remains = remove(server, conn, job_id, patience, deadline)
     except psycopg.Error as failure:
         # An event trigger that forbids DROP, for one; other runs must not have to wait for that.
         if conn.closed:
@@ -135,10 +157,6 @@ def end(server: Server, conn: Connection, job_id: int, patience: Patience, error
     # Asked only now: a COMMIT whose connection was lost may have been under way, and its locks were waited for.
     phase = jobs.phase_of(conn, job_id)
     final = "undone" if phase is None else ENDS_AS[phase].label
-    jobs.finish(
-        conn,
-        job_id,
-        "remains" if remains else final,
-        error="; ".join([*filter(None, [error]), *remains]) or None,
-    )
+    left = f"{_REMAINS}{'; '.join(remains)}" if remains else None
+    jobs.finish(conn, job_id, "remains" if remains else final, error="; ".join(filter(None, (error, left))) or None)
     return remains

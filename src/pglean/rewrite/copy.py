@@ -251,7 +251,7 @@ def run(run: Run) -> None:
         run.reporter.message(f"the rows are sorted {order.way}: {order.reason}")
         # Of a single statement nobody knows how far it has come.
         run.reporter.total(run.pieces if order.ranges is not None else 0, "ranges")
-    run.reporter.advance(sum(end - first for first, end, _ in done), rows=sum(rows for _, _, rows in done))
+    run.reporter.resumed(sum(end - first for first, end, _ in done), rows=sum(rows for _, _, rows in done))
     crew = Crew(takers)
     meter = Meter(run.control)
 

@@ -31,6 +31,7 @@ from pglean.options import Options
 from pglean.rewrite import cleanup
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job
+from pglean.rewrite.status import ways_on
 from pglean.server import Connection, Server, translate
 
 #: How long an undo tries to reach a server that is restarting, and to get the lock for dropping triggers, in seconds.
@@ -60,8 +61,7 @@ def end(server: Server, job: Job, error: BaseException) -> BaseException:
         except (PgleanError, psycopg.Error) as second:
             what = translate(second).message
             hints = [
-                f"Its state could not be noted ({what}): `pglean resume {job.id}` continues, `pglean abort {job.id}`"
-                " undoes it."
+                f"Its state could not be noted ({what}): {ways_on(job.id, server.capabilities.database)}."
                 if keep
                 else f"Undoing failed as well ({what}): `pglean cleanup` undoes it."
             ]
@@ -94,7 +94,7 @@ def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, told: B
         return _swapped_hint(conn, job)
     if keep and _keep(conn, job, reason):
         return [
-            f"What was done is kept: `pglean resume {job.id}` continues, `pglean abort {job.id}` undoes it."
+            f"What was done is kept: {ways_on(job.id, server.capabilities.database)}."
             " Until then its triggers record what is written to the table."
         ]
     remains = cleanup.end(server, conn, job.id, patience(server, job.options, _UNDO_WAIT_S), reason)

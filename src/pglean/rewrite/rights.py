@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pglean.errors import Finding, Refused
@@ -107,6 +107,21 @@ def require_superuser(conn: Connection) -> None:
                 )
             ],
         )
+
+
+def of_database(conn: Connection) -> Iterator[Finding]:
+    """That our role cannot exchange files, where it cannot, and what it can do to tables that are its own. No lock."""
+    session = of_session(conn)
+    for finding in findings(session, None):
+        hint = finding.hint
+        if not session.login_is_superuser and session.may_become is None:
+            maintains = ", or has MAINTAIN on," if conn.info.server_version >= _MAINTAIN else ""
+            instead = (
+                f'Of tables that "{session.role}" owns{maintains} it may rebuild the indexes online,'
+                " `pglean reindex -t TABLE`, and `VACUUM TABLE;`."
+            )
+            hint = " ".join(filter(None, (hint, instead)))
+        yield replace(finding, hint=hint)
 
 
 def findings(session: Session, on: OnTable | None) -> Iterator[Finding]:

@@ -241,10 +241,10 @@ class Run:
         """A new allowance of waiting."""
         return Patience(self.server, Policy.of(self.job.options), self.waiting, self.reporter.message)
 
-    def waiting(self, reason: str) -> None:
+    def waiting(self, reason: str, *, throttled: bool = False) -> None:
         """The run waits for something, with no lock and no transaction. Raises where a pause was asked for."""
         self.halt()
-        self.reporter.waiting(reason)
+        self.reporter.waiting(reason, throttled=throttled)
         self.tick()
 
     def halt(self) -> None:
@@ -255,7 +255,7 @@ class Run:
     def pass_gate(self) -> None:
         """Before a piece of work, with no transaction: wait as long as the throttle says so."""
         while reason := self.gate.reason:
-            self.waiting(reason)
+            self.waiting(reason, throttled=True)
             self.server.rest(_TICK_S)
         self.halt()
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from psycopg import errors as pg
+from psycopg.conninfo import make_conninfo
 
 from pglean.rewrite import schema
 from pglean.rewrite.phase import Phase
 from pglean.server import Connection
 from pglean.sql import query
+
+
+def command(verb: str, job_id: int, database: str) -> str:
+    """What to type to `resume`, `swap` or `abort` a run of this database."""
+    # What would be taken for a connection string is written as one.
+    name = make_conninfo(dbname=database) if "=" in database or "://" in database else database
+    return f"`pglean {verb} {job_id} -d {shlex.quote(name)}`"
+
+
+def ways_on(job_id: int, database: str) -> str:
+    """What can be done with a run that is kept."""
+    return f"{command('resume', job_id, database)} continues, {command('abort', job_id, database)} undoes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,7 @@ def unfinished(conn: Connection) -> list[Status]:
             relation=row[3],
             phase=Phase(row[4]).label,
             state=row[5],
-            progress=row[6] or {},
+            progress=_progress(row[5], row[6] or {}),
             elapsed_s=float(row[7]),
             heartbeat_s=float(row[8]),
             command=row[9],
@@ -90,6 +104,11 @@ def unfinished(conn: Connection) -> list[Status]:
         )
         for row in conn.execute(query("status.unfinished"))
     ]
+
+
+def _progress(state: str, progress: dict[str, Any]) -> dict[str, Any]:
+    # What nobody works on waits for nothing, whatever it did when it was last heard of.
+    return {**progress, "waiting_for": ""} if state in ("paused", "interrupted", "remains") else progress
 
 
 def with_sizes(conn: Connection, runs: list[Status]) -> list[Status]:

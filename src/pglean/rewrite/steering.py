@@ -12,7 +12,7 @@ from pglean.locks import claim, release
 from pglean.options import Options
 from pglean.rewrite import cleanup, ending
 from pglean.rewrite import job as jobs
-from pglean.rewrite.status import Status, unfinished
+from pglean.rewrite.status import Status, command, unfinished, ways_on
 from pglean.server import Connection, Server
 
 #: How often the run's row is looked at; how long nobody works on it before its process is taken for dead; in seconds.
@@ -46,7 +46,7 @@ def pause(server: Server, job_id: int, wait_s: float) -> None:
         if not run.alive or not jobs.request(conn, job_id, "pause"):
             raise UsageError(
                 f"run {job_id} is {run.state}: nobody works on it",
-                hint=f"`pglean resume {job_id}` continues, `pglean abort {job_id}` undoes it.",
+                hint=f"{ways_on(job_id, server.capabilities.database)}.",
             )
         _wait(server, conn, job_id, wait_s)
         if _find(conn, job_id) is None:
@@ -56,13 +56,19 @@ def pause(server: Server, job_id: int, wait_s: float) -> None:
 
 
 def swap(server: Server, job_id: int) -> None:
-    """Let a run that holds, or waits for its window, swap; also before it is ready. Raises `UsageError`."""
+    """Let a run that holds, or waits for its window, swap; also before it is ready. Raises `UsageError` for others."""
     with server.connect("swap") as conn:
         run = _found(conn, job_id)
+        stored = jobs.load(conn, job_id)
+        if stored is not None and not stored.options.hold and stored.options.swap_window is None:
+            raise UsageError(
+                f"run {job_id} does not hold: it swaps by itself",
+                hint="`pglean repack --hold` or --swap-window makes a run wait for this.",
+            )
         if not run.alive or not jobs.request(conn, job_id, "swap"):
             raise UsageError(
                 f"run {job_id} is {run.state}: nobody works on it",
-                hint=f"`pglean resume {job_id}` continues with it; then ask again.",
+                hint=f"{command('resume', job_id, server.capabilities.database)} continues with it; then ask again.",
             )
 
 
@@ -74,9 +80,9 @@ def abort(server: Server, job_id: int, wait_s: float) -> tuple[str, list[str]]:
     """
     with server.connect("abort") as conn:
         run = _found(conn, job_id)
+        deadline = time.monotonic() + wait_s
         if run.alive and jobs.request(conn, job_id, "abort"):
             _wait(server, conn, job_id, wait_s)
-        deadline = time.monotonic() + wait_s
         while (left := _find(conn, job_id)) is not None:
             # Whoever worked on it may be undoing it himself.
             if claim(conn, left.relation):
@@ -89,7 +95,8 @@ def abort(server: Server, job_id: int, wait_s: float) -> tuple[str, list[str]]:
         try:
             if jobs.state_of(conn, job_id) not in ("running", "paused", "remains"):
                 return jobs.state_of(conn, job_id) or "undone", []
-            remains = cleanup.end(server, conn, job_id, ending.patience(server, Options(), wait_s), "aborted")
+            patience = ending.patience(server, Options(), max(deadline - time.monotonic(), 0))
+            remains = cleanup.end(server, conn, job_id, patience, "aborted", deadline)
             return jobs.state_of(conn, job_id) or "undone", remains
         finally:
             release(conn, run.relation)
