@@ -16,6 +16,7 @@ import pytest
 import pglean
 from pglean import pausepoint
 from pglean.errors import UsageError
+from pglean.rewrite.status import ways_on
 from tests.servers import Database
 from tests.support import terminal
 from tests.support.client import Client
@@ -140,19 +141,16 @@ def test_pause_and_resume(stage: Stage, run: Run) -> None:
         )
         assert client.wait() == 8
         assert f"pglean: error: run {job} was paused\nHINT:  What was done is kept: " in client.stderr
-        assert (
-            f"`pglean resume {job} -d {stage.db.name}` continues, `pglean abort {job} -d {stage.db.name}` undoes it."
-            in client.stderr
-        )
+        assert f"{ways_on(job, stage.db.name)}." in client.stderr
     stage.write()
     status, out, _ = run("status")
     assert status == 0
     assert f"job {job}: public.items  paused, ready" in out
     assert f"  run {job} was paused\n" in out
-    assert (
-        f"  `pglean resume {job} -d {stage.db.name}` continues, `pglean abort {job} -d {stage.db.name}` undoes it\n"
-        in out
-    )
+    assert f"  {ways_on(job, stage.db.name)}\n" in out
+    # It did when it was held.
+    assert "waiting" not in out
+    assert json.loads(run("status", "--json")[1])[0]["progress"]["waiting_for"] == ""
     # What was written meanwhile is recorded, which costs something.
     assert json.loads(run("status", "--json")[1])[0]["changes_bytes"] > 0
     # What it was asked for it has done: asked again, there is nothing to wait for.
@@ -191,7 +189,7 @@ def test_resume_as_json(stage: Stage, run: Run) -> None:
     stage.write()
     status, out, err = run("resume", str(job), "--json", "-q")
     # That there was something to go on with is told, however quiet it is to be.
-    assert (status, err) == (0, f"pglean: goes on with run {job}, which had come to ready\n")
+    assert (status, err) == (0, "")
     result = json.loads(out)
     assert (result["status"], result["job"], result["table"]) == ("done", job, "public.items")
     assert stage.repacked
@@ -400,7 +398,7 @@ def test_abort_with_somebody_in_the_way(stage: Stage, run: Run) -> None:
         stage.write()
         stage.compare()
         # There is nothing to go on with any more.
-        assert run("resume")[0] == 1
+        assert run("resume")[0] == 2
         reader.execute("COMMIT")
     assert run("abort", str(job)) == (0, f"job {job}: undone, the table is as it was\n", "")
     stage.check()

@@ -60,7 +60,7 @@ def swap(server: Server, job_id: int) -> None:
     with server.connect("swap") as conn:
         run = _found(conn, job_id)
         stored = jobs.load(conn, job_id)
-        if stored is not None and not stored.options.hold and stored.options.swap_window is None:
+        if run.alive and stored is not None and not (stored.options.hold or stored.options.swap_window):
             raise UsageError(
                 f"run {job_id} does not hold: it swaps by itself",
                 hint="`pglean repack --hold` or --swap-window makes a run wait for this.",
