@@ -16,6 +16,7 @@ import pytest
 import pglean
 from pglean import pausepoint
 from pglean.embedded import EmbeddedServer
+from pglean.rewrite.status import ways_on
 from tests.conftest import SERVERS
 from tests.servers import Database
 from tests.support import terminal
