@@ -370,7 +370,7 @@ def test_status_4_where_the_lock_is_not_to_be_had(stage: Stage, run: Run) -> Non
         # Who it was is told, however quiet the run is to be.
         who = f"pid {blocker.info.backend_pid} (postgres, blocker, idle in transaction)"
         for line, verb in zip(err.splitlines(), ("cancelled", "terminated"), strict=True):
-            assert line == f"pglean: {verb} {who}, which was in the way of the SHARE ROW EXCLUSIVE lock"
+            assert line == f"pglean: public.items: {verb} {who}, which was in the way of the SHARE ROW EXCLUSIVE lock"
         with pytest.raises(psycopg.errors.AdminShutdown):
             blocker.execute("COMMIT")
     assert stage.repacked
@@ -533,7 +533,7 @@ def test_ordinary_roles_are_told_what_is_missing(stage: Stage, run: Run) -> None
         "log": (0, "no run is over yet\n"),
         "cleanup": (0, "nothing to clean up\n"),
         "uninstall": (0, "there is no schema pglean\n"),
-        "resume": (1, "pglean: error: no run is paused or interrupted"),
+        "resume": (2, "pglean: error: no run is paused or interrupted"),
         "resume 1": (2, "pglean: error: there is no run 1 to be resumed"),
         **dict.fromkeys(("pause 1", "swap 1", "abort 1"), nowhere),
     }

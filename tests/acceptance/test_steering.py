@@ -209,7 +209,9 @@ def test_resume_says_what_it_does(stage: Stage, run: Run) -> None:
 
 
 def test_resume_without_a_number(stage: Stage, run: Run) -> None:
-    assert run("resume") == (1, "", "pglean: error: no run is paused or interrupted\n")
+    status, out, err = run("resume")
+    assert (status, out) == (2, "")
+    assert "pglean: error: no run is paused or interrupted\nHINT:  " in err
     others = Stage(stage.db, "others")
     first = left(stage)
     second = kept(stage, run, "others")
