@@ -227,7 +227,7 @@ def test_resume_without_a_number(stage: Stage, run: Run) -> None:
     others.write()
     assert run("resume", "-q")[:2] == (0, "")
     assert others.repacked
-    assert run("resume")[0] == 1
+    assert run("resume")[0] == 2
     stage.check()
     others.check()
 
