@@ -180,6 +180,7 @@ def test_interrupted(db: Database) -> None:
         rebuild.waiting(db, rebuild.WRITERS)
         assert run.server is not None
         run.server.cancel("SIGINT")
+        rebuild.waiting(db, rebuild.WRITERS, 0)
         holder.rollback()
     assert isinstance(run.outcome(), Interrupted)
     assert rebuild.invalid(db) == {"tv"}

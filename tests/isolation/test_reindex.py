@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -154,6 +155,61 @@ def test_whoever_it_keeps_waiting_is_told(db: Database) -> None:
     assert "Ctrl-C" in message
 
 
+def test_work_is_not_given_up_for_what_a_function_of_the_index_waits_for(db: Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE lookup (n int);
+        CREATE FUNCTION f(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+            'BEGIN RETURN coalesce((SELECT max(n) FROM public.lookup), $1); END';
+        CREATE INDEX tf ON t (f(n));
+        """
+    )
+    with db.connect(autocommit=False, application_name="locker") as locker:
+        with held(db, rebuild.WRITERS):
+            run = Rebuild(db, indexes=["tf"], wait_timeout_s=0.2)
+            waiting(db, rebuild.WRITERS)
+            locker.execute("LOCK TABLE lookup")
+        until(told(run, "locker"), "it says who is waited for")
+        (left,) = rebuild.invalid(db)
+        waited = (
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'lookup'::regclass AND NOT granted"
+            " AND clock_timestamp() - waitstart > interval '1.7 s')"
+        )
+        until(lambda: db.scalar(waited), "it waits for longer than for its first lock")
+        assert rebuild.invalid(db) == {left} == {"tf_ccnew"}
+        locker.rollback()
+    assert run.result().error is None
+    assert rebuild.invalid(db) == set()
+
+
+def test_what_another_session_has_rebuilt_is_not_claimed(db: Database) -> None:
+    before = rebuild.indexes(db, "t")["tn"]
+    with db.connect(autocommit=False, application_name="reader") as reader:
+        with building(db, "REINDEX INDEX CONCURRENTLY tn", rebuild.WRITERS):
+            run = Rebuild(db, indexes=["tn"], wait_timeout_s=1.0)
+            until(told(run, "somebody"), "it waits for the other")
+            reader.execute("SELECT FROM t")
+        # The other has exchanged the index, and waits for the reader; his end comes with the block's, so this is before.
+        reader.rollback()
+    result = run.result()
+    if result.failures:
+        assert isinstance(result.failures["public.tn"], LockNotObtained)
+        assert result.indexes == ()
+    assert rebuild.indexes(db, "t")["tn"] != before
+
+
+def test_no_lock_of_another_is_waited_for_after_the_end_of_the_patience(db: Database) -> None:
+    with db.connect(autocommit=False, application_name="holder") as session:
+        session.execute("LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+        run = Rebuild(db, indexes=["tn"], wait_timeout_s=0.5)
+        until(told(run, "holder"), "it waits")
+        # The index with ACCESS EXCLUSIVE, and it gets another file.
+        session.execute("REINDEX INDEX tn")
+        until(lambda: run.ended, "its patience ends, whoever has the index locked")
+        assert isinstance(run.result().failures["public.tn"], LockNotObtained)
+    assert rebuild.invalid(db) == set()
+
+
 # ---- several at once
 
 
@@ -284,6 +340,109 @@ def test_a_name_that_means_another_index_is_not_dropped(db: Database) -> None:
             assert removal.remove(database.server, conn, index, 1) is True
     assert isinstance(renamed[0], psycopg.errors.LockNotAvailable)
     assert rebuild.invalid(db) == set()
+
+
+def broken(conn: psycopg.Connection[Any], db: Database, index: str) -> candidate.Candidate:
+    """An index, found to be invalid."""
+    db.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{index}'::regclass")
+    table = db.scalar(f"SELECT indrelid FROM pg_index WHERE indexrelid = '{index}'::regclass")
+    (found,) = [one for one in candidate.candidates(conn, table) if not one.valid]
+    return found
+
+
+def test_an_index_that_has_become_valid_stays_though_a_cancellation_is_lost(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pglean.connect(db.conninfo) as database, database.server.connect("test") as conn:
+        index = broken(conn, db, "tn")
+        lost: list[float] = []
+
+        def cancel(*, timeout: float) -> None:
+            lost.append(timeout)
+            if len(lost) == 1:
+                raise psycopg.errors.CancellationTimeout("lost")
+            psycopg.Connection.cancel_safe(conn, timeout=timeout)
+
+        monkeypatch.setattr(conn, "cancel_safe", cancel)
+
+        def validate() -> None:
+            db.execute("UPDATE pg_index SET indisvalid = true WHERE indexrelid = 'tn'::regclass")
+
+        with pausepoint.intercept("reindex: drop in line", validate):
+            assert removal.remove(database.server, conn, index, 1) is False
+    assert len(lost) >= 2
+    assert "tn" in rebuild.indexes(db, "t")
+    assert rebuild.invalid(db) == set()
+
+
+def test_nothing_is_dropped_by_whose_guard_nothing_is_seen(db: Database) -> None:
+    """Its statement is cancelled; had it let go first, the DROP would have the index."""
+    with pglean.connect(db.conninfo) as database, database.server.connect("test") as conn:
+        index = broken(conn, db, "tn")
+
+        def cancelled() -> None:
+            raise psycopg.errors.QueryCanceled("of the guard")
+
+        with (
+            pausepoint.intercept("reindex: drop in line", cancelled),
+            pytest.raises(psycopg.errors.QueryCanceled, match="of the guard"),
+        ):
+            removal.remove(database.server, conn, index, 1)
+    assert rebuild.invalid(db) == {"tn"}
+
+
+def test_an_index_of_another_schema_is_not_dropped(db: Database) -> None:
+    for schema in ("blue", "green"):
+        db.execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.s (n int); CREATE INDEX x ON {schema}.s (n)")
+    switch = "ALTER SCHEMA blue RENAME TO old; ALTER SCHEMA green RENAME TO blue"
+    green = db.scalar("SELECT 'green.x'::regclass::oid")
+    refused: list[psycopg.Error] = []
+
+    def attempt() -> None:
+        with db.connect() as session:
+            session.execute("SET lock_timeout = '50ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
+                session.execute(switch)
+            refused.append(caught.value)
+
+    with pglean.connect(db.conninfo) as database, database.server.connect("test") as conn:
+        index = broken(conn, db, "blue.x")
+        # While it stands in line, the schema keeps its name.
+        with pausepoint.intercept("reindex: drop in line", attempt):
+            assert removal.remove(database.server, conn, index, 1) is True
+        assert refused
+        db.execute("CREATE INDEX x ON blue.s (n)")
+        index = broken(conn, db, "blue.x")
+        db.execute(switch)
+        assert removal.remove(database.server, conn, index, 1) is False
+        db.execute("ALTER SCHEMA blue RENAME TO away")
+        assert removal.remove(database.server, conn, index, 1) is False
+        assert db.scalar("SELECT indisvalid FROM pg_index WHERE indexrelid = %s", (green,)) is True
+    db.execute("DROP SCHEMA old, away CASCADE")
+
+
+def test_one_schema_in_place_of_another_while_the_drop_stands_in_line(db: Database, plain_role: str) -> None:
+    """Who may not lock the schema's row looks at its name."""
+    db.execute(f'ALTER TABLE t OWNER TO "{plain_role}"')
+    for schema in ("blue", "green"):
+        db.execute(
+            f'CREATE SCHEMA {schema} AUTHORIZATION "{plain_role}"; CREATE TABLE {schema}.s (n int);'
+            f' CREATE INDEX x ON {schema}.s (n); ALTER TABLE {schema}.s OWNER TO "{plain_role}"'
+        )
+    green = db.scalar("SELECT 'green.x'::regclass::oid")
+    with (
+        pglean.connect(db.server.conninfo(db.name, plain_role)) as database,
+        database.server.connect("test") as conn,
+    ):
+        index = broken(conn, db, "blue.x")
+
+        def switch() -> None:
+            db.execute("ALTER SCHEMA blue RENAME TO old; ALTER SCHEMA green RENAME TO blue")
+
+        with pausepoint.intercept("reindex: drop in line", switch):
+            assert removal.remove(database.server, conn, index, 1) is False
+    assert db.scalar("SELECT indisvalid FROM pg_index WHERE indexrelid = %s", (green,)) is True
+    db.execute("DROP SCHEMA old, blue CASCADE")
 
 
 def test_index_that_is_dropped_meanwhile(db: Database) -> None:

@@ -110,8 +110,10 @@ def table_of(conn: Connection, oid: int) -> int | None:
 
 
 def candidates(conn: Connection, table: int) -> list[Candidate]:
-    """All indexes of a table."""
-    found = [Candidate(*row) for row in conn.execute(query("reindex.indexes"), {"table": table}).fetchall()]
+    """All indexes of a table. Waits for whoever has the table, or one of them, locked against readers."""
+    rows = conn.execute(query("reindex.indexes"), {"table": table}).fetchall()
+    # What has no size any more has been dropped since the statement began.
+    found = [Candidate(*row) for row in rows if row[-1] is not None]
     return [
         index if index.valid else replace(index, builder=builder(conn, index.oid, index.table_oid)) for index in found
     ]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,12 +32,12 @@ from pglean.engines.plan import ReindexPlan, Work
 from pglean.engines.removal import is_left, remove
 from pglean.engines.watch import Place, Watch
 from pglean.errors import ConnectionLost, Interrupted, LockNotObtained, PgleanError, Refused
-from pglean.locks import Policy, claim, release
+from pglean.locks import Patience, Policy, claim, patiently, release
 from pglean.options import Options
 from pglean.pausepoint import reach
 from pglean.progress import Callback, Reporter
 from pglean.result import RebuiltIndex, ReindexResult
-from pglean.server import Connection, Server
+from pglean.server import Connection, Server, scalar
 from pglean.sql import query
 
 #: How long each of those may be waited for who are in the way of undoing, and a server that is restarting.
@@ -54,14 +54,26 @@ def run(server: Server, plan: ReindexPlan, options: Options, on_progress: Callba
 
 
 @dataclass(slots=True)
-class _Unclean:
-    """A rebuild that has failed: what was invalid before it is none of ours."""
+class _Attempt:
+    """A rebuild that has been begun, and may have left something: what was invalid before it is none of that."""
 
     index: Candidate
     relation: Relation
     reporter: Reporter
     before: frozenset[int]
-    error: PgleanError
+    #: Of the session that rebuilds.
+    pid: int
+    #: The index that had the name when the last attempt began.
+    oid: int
+    #: What it has ended with; None where it is done.
+    error: PgleanError | None = None
+
+    def tell(self, text: str) -> None:
+        """What is left of it."""
+        if self.error is None:
+            self.reporter.message(f"warning: {text}")
+        else:
+            _add_hint(self.error, text)
 
 
 @dataclass(slots=True)
@@ -71,7 +83,7 @@ class _Outcome:
     rebuilt: list[RebuiltIndex] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failures: dict[str, PgleanError] = field(default_factory=dict)
-    unclean: list[_Unclean] = field(default_factory=list)
+    unclean: list[_Attempt] = field(default_factory=list)
     ended_by: PgleanError | None = None
 
 
@@ -91,7 +103,7 @@ class _Run:
             try:
                 with ThreadPoolExecutor(self._options.jobs, thread_name_prefix="pglean reindex") as pool:
                     try:
-                        list(pool.map(self._table, self._plan.works))
+                        list(pool.map(self._tables, _by_run(self._plan.works)))
                     except BaseException:
                         # Python's own Ctrl-C: the threads must not go on.
                         self._server.abort(Interrupted("interrupted"))
@@ -105,6 +117,11 @@ class _Run:
             ended_by=self._out.ended_by,
             elapsed_s=round(time.monotonic() - started, 3),
         )
+
+    def _tables(self, works: list[Work]) -> None:
+        """Those for which the same claim is needed."""
+        for work in works:
+            self._table(work)
 
     def _table(self, work: Work) -> None:
         relation = work.relation
@@ -180,33 +197,28 @@ class _Run:
     def _rebuild(self, conn: Connection, index: Candidate, relation: Relation, reporter: Reporter) -> None:
         # Its own, once it has been exchanged for another, is ours.
         before = candidate.invalid_oids(conn, index.table_oid) - {index.oid}
+        attempt = _Attempt(index, relation, reporter, before, conn.info.backend_pid, index.oid)
         reporter.phase(f"index {index.name}")
         reach("reindex: before an index")
         started = time.monotonic()
+
+        def act() -> None:
+            # Whoever had the table locked may have rebuilt it.
+            found = self._named(conn, index)
+            attempt.oid = index.oid if found is None else found[0]
+            conn.execute(self._statement(index))
+
         try:
-            self._watch.in_line(
-                conn,
-                Place(index.table_oid, relation.qualified_name),
-                reporter,
-                self._policy,
-                lambda: conn.execute(self._statement(index)),
-            )
-            reach("reindex: after an index")
-            if candidate.invalid_oids(conn, index.table_oid) - before:
-                # Of an attempt that was cancelled a moment after it had got its lock.
-                self._undo(conn, _Unclean(index, relation, reporter, before, PgleanError("")))
+            place = Place(index.table_oid, relation.qualified_name)
+            self._watch.in_line(conn, place, reporter, self._policy, act)
         except Exception as error:
-            told = _told(index, self._server.translate(error), error)
-            unclean = _Unclean(index, relation, reporter, before, told)
-            if unclean.error.ends_batch:
-                # Undone when all threads have ended.
-                with self._lock:
-                    self._out.unclean.append(unclean)
-                raise unclean.error from error
-            with self._server.connect("reindex undo", cancellable=False) as undo:
-                rebuilt = self._undo(undo, unclean)
-            if not rebuilt:
-                raise unclean.error from error
+            attempt.error = _told(index, self._server.translate(error), error)
+            if not self._undone_at_once(attempt):
+                raise attempt.error from error
+        else:
+            reach("reindex: after an index")
+            # Of an attempt before that was cancelled a moment after it had got its lock.
+            self._undone_at_once(attempt)
         self._done(conn, index, relation, time.monotonic() - started)
 
     def _statement(self, index: Candidate) -> sql.Composed:
@@ -217,20 +229,51 @@ class _Run:
             sql.Identifier(self._plan.tablespace), name
         )
 
-    def _done(self, conn: Connection, index: Candidate, relation: Relation, elapsed_s: float) -> None:
+    def _named(self, conn: Connection, index: Candidate) -> tuple[int, str] | None:
+        """The valid index that has the name now, and its tablespace."""
         found = conn.execute(query("reindex.named"), {"schema": index.schema, "name": index.name}).fetchone()
+        return None if found is None else (int(found[0]), str(found[1]))
+
+    def _done(self, conn: Connection, index: Candidate, relation: Relation, elapsed_s: float) -> None:
+        found = self._named(conn, index)
         done = RebuiltIndex(
             index=index.qualified_name,
             table=relation.qualified_name,
             bytes_before=index.bytes,
             # Renamed or dropped by another session since.
-            bytes_after=0 if found is None else int(found[1]),
+            bytes_after=0 if found is None else self._size(conn, found[0]),
             elapsed_s=round(elapsed_s, 3),
         )
         with self._lock:
             self._out.rebuilt.append(done)
 
+    def _size(self, conn: Connection, oid: int) -> int:
+        """Of whoever has it locked nobody waits for the end, for a number."""
+        conn.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(self._policy.lock_timeout_ms)))
+        try:
+            found = scalar(conn, query("reindex.size"), {"index": oid})
+        except psycopg.errors.LockNotAvailable:
+            found = scalar(conn, query("reindex.size_recorded"), {"index": oid})
+        finally:
+            with contextlib.suppress(psycopg.Error):
+                conn.execute("SET lock_timeout = 0")
+        return int(found or 0)
+
     # ---- undoing
+
+    def _undone_at_once(self, attempt: _Attempt) -> bool:
+        """`_undo`, if it can be done now; else when all threads have ended."""
+        if attempt.error is None or not attempt.error.ends_batch:
+            try:
+                with self._server.connect("reindex undo", cancellable=False) as conn:
+                    return self._undo(conn, attempt)
+            except (PgleanError, psycopg.Error) as error:
+                if isinstance(error, Interrupted):
+                    with self._lock:
+                        self._out.ended_by = self._out.ended_by or error
+        with self._lock:
+            self._out.unclean.append(attempt)
+        return False
 
     def _clean(self) -> None:
         """Remove what rebuilds have left that were interrupted. On entry: all threads have ended."""
@@ -238,46 +281,77 @@ class _Run:
             return
         with self._server.shielded():
             reach("reindex: undo")
-            for unclean in self._out.unclean:
+            for attempt in self._out.unclean:
                 try:
                     with self._reach_again() as conn:
-                        if self._undo(conn, unclean):
-                            self._out.failures.pop(unclean.index.qualified_name, None)
-                            self._done(conn, unclean.index, unclean.relation, 0)
+                        if self._undo(conn, attempt) and attempt.error is not None:
+                            self._out.failures.pop(attempt.index.qualified_name, None)
+                            self._done(conn, attempt.index, attempt.relation, 0)
                 except (PgleanError, psycopg.Error):
-                    _add_hint(
-                        unclean.error,
-                        "What the rebuild may have left, an invalid index named ..._ccnew or so, the next one removes.",
+                    attempt.tell(
+                        "What the rebuild may have left, an invalid index named ..._ccnew or so, the next one removes."
                     )
 
-    def _undo(self, conn: Connection, unclean: _Unclean) -> bool:
+    def _undo(self, conn: Connection, attempt: _Attempt) -> bool:
         """Remove what it has left; returns whether the index was rebuilt in spite of it all.
 
-        What has to stay for now (somebody uses the table all the time) is told in the error's hint.
+        What has to stay for now (somebody uses the table all the time) is told. Raises `Interrupted`, with nothing
+        told, and `LockNotObtained` where it is not even to be seen what is left.
         """
-        index, place = unclean.index, Place(unclean.index.table_oid, unclean.relation.qualified_name)
-        policy = replace(self._policy, wait_timeout_s=_UNDO_WAIT_S)
-        left = [
-            one
-            for one in candidate.candidates(conn, index.table_oid)
-            if not one.valid
-            and one.named_as_leftover
-            and one.oid not in unclean.before
-            and (one.oid, one.name) != (index.oid, index.name)
-        ]
-        for one in left:
-            drop = partial(remove, self._server, conn, one, _UNDO_WAIT_S, limit_s=_UNDO_WAIT_S, cancellable=False)
-            with contextlib.suppress(PgleanError, psycopg.Error):
-                self._watch.in_line(conn, place, unclean.reporter, policy, drop)
-        for one in left:
-            if is_left(conn, one):
-                _add_hint(
-                    unclean.error,
-                    f"The invalid index {one.qualified_name} is still there, for its table is in use;"
-                    " the next rebuild of an index of that table removes it.",
-                )
-        named = conn.execute(query("reindex.named"), {"schema": index.schema, "name": index.name}).fetchone()
-        return named is not None and named[0] != index.oid
+        index, table = attempt.index, attempt.index.table_oid
+        self._await_end(conn, attempt)
+        new = candidate.invalid_oids(conn, table) - attempt.before
+        rebuilt = self._exchanged(conn, attempt, new)
+        if not new - ({index.oid, attempt.oid} if not rebuilt else set()):
+            # Nothing is looked at that somebody may have locked.
+            return rebuilt
+        policy = replace(self._policy, wait_timeout_s=_UNDO_WAIT_S, kill_backend=False)
+        patience = Patience(self._server, policy, attempt.reporter.waiting)
+        for one in patiently(self._server, conn, table, patience, lambda: candidate.candidates(conn, table)):
+            named = (one.oid, one.name) == (index.oid, index.name)
+            if one.oid in new and one.builder is None and one.leftover and not named:
+                self._drop(conn, one, attempt, policy)
+        return rebuilt
+
+    def _await_end(self, conn: Connection, attempt: _Attempt) -> None:
+        """The server takes its time to notice that a client is gone; what it holds is no sign of work."""
+        deadline = time.monotonic() + _UNDO_WAIT_S
+        parameters = {"pid": attempt.pid, "table": attempt.index.table_oid}
+        while scalar(conn, query("reindex.at_work"), parameters) and time.monotonic() < deadline:
+            self._server.rest(0.1)
+
+    def _exchanged(self, conn: Connection, attempt: _Attempt, new: frozenset[int]) -> bool:
+        """Whether it was rebuilt by this run, and not by another session, nor only found in another place.
+
+        What was exchanged for the new one is there still: its removal is all that can have failed.
+        """
+        if isinstance(attempt.error, LockNotObtained) or attempt.oid not in new:
+            return False
+        found = self._named(conn, attempt.index)
+        return found is not None and found[0] != attempt.oid and self._plan.tablespace in (None, found[1])
+
+    def _drop(self, conn: Connection, left: Candidate, attempt: _Attempt, policy: Policy) -> None:
+        name = left.qualified_name
+        if not attempt.relation.owned:
+            attempt.tell(
+                f"The invalid index {name} is still there, for your role does not own its table."
+                f" As its owner: DROP INDEX CONCURRENTLY {name};"
+            )
+            return
+        place = Place(left.table_oid, attempt.relation.qualified_name)
+        drop = partial(remove, self._server, conn, left, _UNDO_WAIT_S, limit_s=_UNDO_WAIT_S, cancellable=False)
+        try:
+            self._watch.in_line(conn, place, attempt.reporter, policy, drop)
+        except (PgleanError, psycopg.Error) as error:
+            self._server.check()
+            if not is_left(conn, left):
+                return
+            in_use = isinstance(error, LockNotObtained | psycopg.errors.LockNotAvailable)
+            why = "its table is in use" if in_use else self._server.translate(error).message
+            attempt.tell(
+                f"The invalid index {name} is still there, for {why};"
+                " the next rebuild of an index of that table removes it."
+            )
 
     @contextlib.contextmanager
     def _reach_again(self) -> Iterator[Connection]:
@@ -293,6 +367,14 @@ class _Run:
                         raise
                     self._server.rest(0.5)
             yield conn
+
+
+def _by_run(works: Iterable[Work]) -> list[list[Work]]:
+    """Together those of a table and of its TOAST table, which have one claim."""
+    groups: dict[int, list[Work]] = {}
+    for work in works:
+        groups.setdefault(work.relation.main_oid, []).append(work)
+    return list(groups.values())
 
 
 def _told(index: Candidate, told: PgleanError, error: Exception) -> PgleanError:

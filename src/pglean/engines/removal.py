@@ -4,10 +4,16 @@ DROP INDEX CONCURRENTLY takes a name, which may have come to mean another index,
 waits for its lock as long as somebody builds the very index; which is valid then, and is dropped all the same. So
 another session of ours, the guard, has the index locked meanwhile (COMMENT does that, and is rolled back): the name
 goes on meaning it. DROP locks the table first, which keeps CREATE INDEX and REINDEX away, and then stands in line for
-the index. Now the guard looks: if the index is invalid still, it lets go, if not, it has the DROP cancelled.
+the index. Now the guard looks: if the index is invalid still, it lets go, if not, or if it cannot tell, it has the DROP
+cancelled, and lets go when that has ended.
 
-Locks: SHARE UPDATE EXCLUSIVE on index and table, while all transactions are waited for that use the table. Killed: the
-invalid index is there, or is not.
+No lock on an index keeps its schema from being renamed. Where our role may lock rows of pg_namespace (a superuser's),
+the guard does that, until the DROP has got its lock. For others there is a moment, between the guard's look and the
+DROP's lock, in which one schema must be renamed away and another be put in its place, to have an index of that one
+dropped. The same goes, for everybody, for a table moved by SET SCHEMA before the DROP stands in line.
+
+Locks: SHARE UPDATE EXCLUSIVE on index and table, while all transactions are waited for that use the table; until the
+DROP has its lock, FOR KEY SHARE on the row of the schema. Killed: the invalid index is there, or is not.
 """
 
 from __future__ import annotations
@@ -55,6 +61,8 @@ def remove(
             with guard:
                 conn.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(index.schema, index.name)))
         except pg.QueryCanceled:
+            if guard.error is not None:
+                raise guard.error from None
             if not guard.changed:
                 raise
             return False
@@ -72,12 +80,15 @@ def _lock(server: Server, session: Connection, index: Candidate, wait_timeout_s:
         session.execute("BEGIN")
         try:
             session.execute("SET LOCAL lock_timeout = '200ms'")
+            if server.capabilities.is_superuser:
+                session.execute(query("reindex.hold_schema"), {"schema": index.schema})
+            session.execute("SAVEPOINT guarded")
             session.execute(sql.SQL("COMMENT ON INDEX {} IS NULL").format(name))
             if _is_invalid(session, index):
                 return True
             session.execute("ROLLBACK")
             return False
-        except (pg.UndefinedTable, pg.WrongObjectType):
+        except (pg.UndefinedTable, pg.InvalidSchemaName, pg.WrongObjectType):
             session.execute("ROLLBACK")
             return False
         except pg.LockNotAvailable:
@@ -94,7 +105,8 @@ def _lock(server: Server, session: Connection, index: Candidate, wait_timeout_s:
 
 
 def _is_invalid(conn: Connection, index: Candidate) -> bool:
-    return bool(scalar(conn, query("reindex.still_invalid"), {"index": index.oid, "name": index.name}))
+    parameters = {"index": index.oid, "schema": index.schema, "name": index.name}
+    return bool(scalar(conn, query("reindex.still_invalid"), parameters))
 
 
 class _Guard:
@@ -103,8 +115,10 @@ class _Guard:
     def __init__(self, session: Connection, dropping: Connection, index: Candidate) -> None:
         """On entry: `session` has the index locked; on exit of the block it has not, nor a transaction."""
         self._session, self._dropping, self._index = session, dropping, index
-        #: Whether the index is to stay.
+        #: Whether the index is another by now, or valid: it is to stay.
         self.changed = False
+        #: Why nobody knows whether it is; it is to stay as well.
+        self.error: psycopg.Error | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._wait, name="pglean guard", daemon=True)
 
@@ -119,22 +133,35 @@ class _Guard:
         self._thread.join()
 
     def _wait(self) -> None:
-        with contextlib.suppress(psycopg.Error):
-            pause_s = _FIRST_PAUSE_S
-            while not self._over.wait(pause_s) and not self._in_line():
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-            if not self._over.is_set():
+        try:
+            if self._until(in_line=True):
                 reach("reindex: drop in line")
                 self.changed = not _is_invalid(self._session, self._index)
-            if self.changed:
-                self._dropping.cancel_safe(timeout=5)
-                self._over.wait()
-        with contextlib.suppress(psycopg.Error):
+                if not self.changed:
+                    self._session.execute("ROLLBACK TO SAVEPOINT guarded")
+        except psycopg.Error as error:
+            self.error = error
+        if self.changed or self.error is not None:
+            # Until it has ended: whatever lets go of the index lets the DROP have it.
+            while not self._over.wait(_FIRST_PAUSE_S):
+                with contextlib.suppress(psycopg.Error):
+                    self._dropping.cancel_safe(timeout=5)
+                self._over.wait(_LONGEST_PAUSE_S)
+        try:
+            self._until(in_line=False)
             self._session.execute("ROLLBACK")
+        except psycopg.Error:
+            self._session.close()
 
-    def _in_line(self) -> bool:
+    def _until(self, *, in_line: bool) -> bool:
+        """Wait until the DROP stands in line for the index, or does so no longer; False where it has ended."""
         parameters = {"pid": self._dropping.info.backend_pid, "index": self._index.oid}
-        return bool(scalar(self._session, query("reindex.in_line"), parameters))
+        pause_s = _FIRST_PAUSE_S
+        while not self._over.wait(pause_s):
+            if bool(scalar(self._session, query("reindex.in_line"), parameters)) is in_line:
+                return True
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        return False
 
 
 def is_left(conn: Connection, index: Candidate) -> bool:

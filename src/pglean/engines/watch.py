@@ -4,7 +4,8 @@ They first need SHARE UPDATE EXCLUSIVE on the table, then wait until every trans
 has ended, then every one with an older snapshot, then every one that could still read by the old index. lock_timeout
 bounds each of these waits, and cannot be changed in between: an hour's work would be lost to a transaction of a
 second. So it stays 0, and this looks from outside: who is waited for is told, and a statement that does not get its
-*first* lock, before which it has done nothing, is cancelled and tried again later.
+*first* locks, on table and index, before which it has done nothing, is cancelled and tried again later; never one that
+has had them, whatever it waits for then.
 
 A statement that stands in line for that lock holds a snapshot. Whoever builds an index of the same table will wait for
 that snapshot to go, and it is he, after hours of work, whom the server then makes the victim of the deadlock. So nobody
@@ -22,9 +23,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
+import psycopg
 from psycopg import errors as pg
 
 from pglean.engines.candidate import builder
+from pglean.errors import ConnectionLost
 from pglean.locks import Blocker, Mode, Patience, Policy, blockers_of
 from pglean.progress import Reporter
 from pglean.server import Connection, Server, scalar
@@ -62,22 +65,25 @@ class _Watched:
         self.late = False
         self._kept_waiting: set[int] = set()
 
-    def waits(self, kind: str, blockers: str | None) -> None:
-        """It waits for a lock of this kind."""
+    def waits(self, table: int | None, begun: bool, blockers: str | None) -> None:
+        """It waits for a lock: on this table or an index of it, or, None, for something else."""
         if blockers:
             self.reporter.waiting(blockers)
-        if kind != "relation":
-            self._since = None
+        if begun or table != self._place.oid:
+            # Work would be lost, or it is not the table that is waited for (what a function of an index reads, say).
+            self._since, self.late = None, False
             return
         now = time.monotonic()
         self._since = self._since or now
-        if not self.late and now - self._since >= self._limit_s:
+        if now - self._since >= self._limit_s:
             self.late = True
-            self._conn.cancel_safe(timeout=2)
+            # At each look again, as long as it waits: a request that is lost must not make it wait for ever.
+            with contextlib.suppress(psycopg.Error):
+                self._conn.cancel_safe(timeout=2)
 
     def works(self) -> None:
         """It does not wait."""
-        self._since = None
+        self._since, self.late = None, False
         if self.reporter.state.waiting_for:
             self.reporter.waiting("")
 
@@ -99,9 +105,13 @@ class Watch:
         self._lock = threading.Lock()
         self._watched: dict[int, _Watched] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pglean watch", daemon=True)
+        self._sessions = contextlib.ExitStack()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        """Raises `ConnectionLost` where there is no session to be had: nothing is begun whose waits nobody bounds."""
+        conn = self._sessions.enter_context(self._server.connect("reindex watch"))
+        self._thread = threading.Thread(target=self._run, args=(conn,), name="pglean watch", daemon=True)
         self._thread.start()
         return self
 
@@ -109,7 +119,9 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
+        self._sessions.close()
 
     def in_line(self, conn: Connection, place: Place, reporter: Reporter, policy: Policy, act: Callable[[], T]) -> T:
         """Do what first needs SHARE UPDATE EXCLUSIVE on the table, in as many attempts as it takes to get that.
@@ -155,12 +167,28 @@ class Watch:
             with self._lock:
                 self._watched = {pid: one for pid, one in self._watched.items() if one is not watched}
 
-    def _run(self) -> None:
-        # A watch whose session is lost is begun anew, for the bound hangs on it.
+    def _run(self, conn: Connection) -> None:
+        told = False
         while not self._stop.wait(_INTERVAL_S):
-            with contextlib.suppress(Exception), self._server.connect("reindex watch") as conn:
-                while not self._stop.wait(_INTERVAL_S):
-                    self._look(conn)
+            try:
+                if conn.closed:
+                    # A session that is lost is replaced, for the bound hangs on it.
+                    self._sessions.close()
+                    conn = self._sessions.enter_context(self._server.connect("reindex watch"))
+                self._look(conn)
+                told = False
+            except Exception as error:
+                if conn.closed and not told and isinstance(error, ConnectionLost):
+                    told = True
+                    self._tell_blind(error)
+
+    def _tell_blind(self, error: ConnectionLost) -> None:
+        with self._lock:
+            watched = list(self._watched.values())
+        for one in watched:
+            one.reporter.message(
+                f"warning: waits are not bounded, for there is no session to look at them: {error.message}"
+            )
 
     def _look(self, conn: Connection) -> None:
         with self._lock:
@@ -168,7 +196,7 @@ class Watch:
         if not watched:
             return
         parameters = {"pids": list(watched)}
-        waiting = {pid: (kind, who) for pid, kind, who in conn.execute(query("reindex.waits"), parameters)}
+        waiting = {pid: found for pid, *found in conn.execute(query("reindex.waits"), parameters)}
         for pid, one in watched.items():
             # Its statement must not have ended meanwhile: a cancellation would meet the next one.
             with self._lock:

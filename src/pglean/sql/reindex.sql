@@ -17,7 +17,7 @@ SELECT i.indrelid FROM pg_index i WHERE i.indexrelid = %(oid)s
 
 -- name: indexes
 -- What a failed REINDEX CONCURRENTLY leaves is invalid, bears the name of its index with a suffix, and is defined as that
--- one is. What stands in for it must be no such leftover itself.
+-- one is (NULLS NOT DISTINCT came with 15). What stands in for it must be no such leftover itself.
 SELECT i.indexrelid, n.nspname, c.relname, i.indrelid, v.valid, i.indisexclusion,
        (SELECT con.conname FROM pg_constraint con
          WHERE con.conrelid = i.indrelid AND con.conindid = i.indexrelid AND con.contype IN ('p', 'u', 'x') LIMIT 1),
@@ -39,6 +39,11 @@ SELECT i.indexrelid, n.nspname, c.relname, i.indrelid, v.valid, i.indisexclusion
              = (i.indkey::text, i.indclass::text, i.indcollation::text, i.indoption::text)
          AND pg_get_expr(o.indexprs, o.indrelid) IS NOT DISTINCT FROM pg_get_expr(i.indexprs, i.indrelid)
          AND pg_get_expr(o.indpred, o.indrelid) IS NOT DISTINCT FROM pg_get_expr(i.indpred, i.indrelid)
+         AND to_jsonb(o) -> 'indnullsnotdistinct' IS NOT DISTINCT FROM to_jsonb(i) -> 'indnullsnotdistinct'
+         AND oc.reloptions IS NOT DISTINCT FROM c.reloptions
+         AND NOT EXISTS (SELECT FROM pg_attribute a JOIN pg_attribute b USING (attnum)
+                          WHERE a.attrelid = o.indexrelid AND b.attrelid = i.indexrelid
+                            AND a.attoptions IS DISTINCT FROM b.attoptions)
        ORDER BY starts_with(c.relname, oc.relname) DESC, oc.relname
        LIMIT 1) original (name) ON true
  WHERE i.indrelid = %(table)s
@@ -56,13 +61,18 @@ SELECT 'pid ' || l.pid || coalesce(' (' || nullif(concat_ws(', ', a.usename, nul
         AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
         OR l.relation = %(table)s
            AND EXISTS (SELECT FROM pg_stat_progress_create_index p
-                        WHERE p.pid = l.pid
+                        WHERE p.pid = l.pid AND coalesce(nullif(p.relid, 0), l.relation) = l.relation
                           AND (%(index)s = 0 OR coalesce(nullif(p.index_relid, 0), %(index)s) = %(index)s)))
  LIMIT 1
 
+-- name: hold_schema
+-- Keeps the schema from being renamed, but not from anything else.
+SELECT FROM pg_namespace WHERE nspname = %(schema)s FOR KEY SHARE
+
 -- name: still_invalid
-SELECT EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-                WHERE i.indexrelid = %(index)s AND c.relname = %(name)s
+-- Whether it is there, by this name, and invalid.
+SELECT EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+                WHERE i.indexrelid = %(index)s AND n.nspname = %(schema)s AND c.relname = %(name)s
                   AND NOT (i.indisvalid AND i.indisready AND i.indislive))
 
 -- name: in_line
@@ -77,10 +87,26 @@ SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = %(index)s)
 SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = %(table)s AND NOT (i.indisvalid AND i.indisready AND i.indislive)
 
 -- name: named
--- The index that the name means now, if it is valid.
-SELECT c.oid, pg_relation_size(c.oid)
+-- The index that the name means now, if it is valid, and its tablespace. Takes no lock.
+SELECT c.oid, coalesce(t.spcname, (SELECT e.spcname FROM pg_database d JOIN pg_tablespace e ON e.oid = d.dattablespace
+                                    WHERE d.datname = current_database()))
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_index i ON i.indexrelid = c.oid
+  LEFT JOIN pg_tablespace t ON t.oid = c.reltablespace
  WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND i.indisvalid AND i.indisready AND i.indislive
+
+-- name: size
+SELECT pg_relation_size(%(index)s)
+
+-- name: size_recorded
+-- As it was when the index was built; takes no lock.
+SELECT c.relpages::bigint * current_setting('block_size')::bigint FROM pg_class c WHERE c.oid = %(index)s
+
+-- name: at_work
+-- Whether a session has, or wants, a lock on the table or an index of it.
+SELECT EXISTS (SELECT FROM pg_locks l
+                WHERE l.pid = %(pid)s AND l.locktype = 'relation'
+                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  AND (l.relation = %(table)s OR l.relation IN (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = %(table)s)))
 
 -- name: tablespace
 -- Whether it is there, and whether we may put anything into it: that of the database is everybody's.
@@ -89,8 +115,12 @@ SELECT t.oid = d.dattablespace OR has_tablespace_privilege(t.oid, 'CREATE')
  WHERE d.datname = current_database() AND t.spcname = %(name)s
 
 -- name: waits
--- What sessions of ours wait for: the kind of the lock, and who is in the way. A process id of 0 is a prepared transaction.
-SELECT l.pid, l.locktype,
+-- What sessions of ours wait for: the table which, or an index of which, they want to lock, whether they have begun their work
+-- (they lock the table, then the index), and who is in the way. A process id of 0 is a prepared transaction.
+SELECT l.pid, coalesce((SELECT i.indrelid FROM pg_index i WHERE i.indexrelid = l.relation), l.relation),
+       EXISTS (SELECT FROM pg_locks g JOIN pg_index i ON i.indexrelid = g.relation
+                WHERE g.pid = l.pid AND g.granted AND g.locktype = 'relation' AND g.mode = 'ShareUpdateExclusiveLock'
+                  AND g.database = (SELECT oid FROM pg_database WHERE datname = current_database())),
        (SELECT string_agg(CASE WHEN b.pid = 0
                                THEN 'prepared transaction' || coalesce((SELECT ' ' || quote_literal(p.gid) FROM pg_prepared_xacts p
                                                                          WHERE p.transaction = l.transactionid), '')
