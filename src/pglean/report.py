@@ -223,6 +223,7 @@ def reindex_plan_json(plan: ReindexPlan) -> dict[str, object]:
         ],
         "removals": [index.qualified_name for work in plan.works for index in work.removals],
         "failures": [error_json(name, error) for name, error in plan.failures.items()],
+        "skipped": [skipped_json(name, refused) for name, refused in plan.skipped.items()],
         "warnings": [{"code": finding.code, "message": finding.message} for finding in plan.warnings],
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pglean.errors import Incomplete, PgleanError, Refused
@@ -85,6 +85,8 @@ class ReindexResult:
     #: What ended the run before its time; None where nothing did.
     ended_by: PgleanError | None
     elapsed_s: float
+    #: What was found and not named, and cannot be rebuilt by its nature, by the name of the index.
+    skipped: dict[str, Refused] = field(default_factory=dict)
 
     @property
     def bytes_before(self) -> int:
@@ -117,6 +119,16 @@ class ReindexResult:
                     "codes": [finding.code for finding in getattr(error, "findings", ())],
                 }
                 for name, error in self.failures.items()
+            ],
+            "skipped": [
+                {
+                    "name": name,
+                    "message": refused.message,
+                    "detail": refused.detail,
+                    "hint": refused.hint,
+                    "codes": [finding.code for finding in refused.findings],
+                }
+                for name, refused in self.skipped.items()
             ],
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,

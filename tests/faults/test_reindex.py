@@ -119,6 +119,40 @@ def test_what_cannot_be_removed_at_once_is_told(db: Database, monkeypatch: pytes
     check(db)
 
 
+@pytest.mark.min_version(17)
+def test_what_only_the_owner_may_remove_is_told(db: Database) -> None:
+    db.execute("DROP ROLE IF EXISTS maintainer; CREATE ROLE maintainer LOGIN; GRANT MAINTAIN ON t TO maintainer")
+    try:
+        with held(db, rebuild.WRITERS) as holder:
+            run = Rebuild(db, indexes=["tn"], conninfo=db.server.conninfo(db.name, "maintainer"))
+            waiting(db, rebuild.WRITERS)
+            db.execute(f"SELECT pg_cancel_backend(pid) {_WORKER}")
+            waiting(db, rebuild.WRITERS, 0)
+            holder.rollback()
+        error = run.result().failures["public.tn"]
+        assert "As its owner: DROP INDEX CONCURRENTLY public.tn_ccnew;" in (error.hint or "")
+        assert "in use" not in (error.hint or "")
+        with pglean.connect(db.conninfo) as database:
+            assert database.reindex(["t"]).removed == ("public.tn_ccnew",)
+    finally:
+        db.execute("REVOKE ALL ON t FROM maintainer; DROP ROLE maintainer")
+    check(db)
+
+
+def test_nothing_is_begun_without_the_watch(db: Database) -> None:
+    db.execute("DROP ROLE IF EXISTS lonely; CREATE ROLE lonely LOGIN CONNECTION LIMIT 1; ALTER TABLE t OWNER TO lonely")
+    before = rebuild.indexes(db, "t")
+    try:
+        with pglean.connect(db.server.conninfo(db.name, "lonely")) as database:
+            error = database.reindex(["t"]).error
+        assert isinstance(error, ConnectionLost)
+        assert "too many connections" in str(error)
+        assert rebuild.indexes(db, "t") == before
+    finally:
+        db.execute("ALTER TABLE t OWNER TO postgres; DROP ROLE lonely")
+    check(db)
+
+
 def test_cancelled_by_an_administrator(db: Database) -> None:
     with held(db, rebuild.WRITERS) as holder:
         run = Rebuild(db, "t")

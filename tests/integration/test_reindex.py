@@ -185,7 +185,6 @@ REFUSED = {
     "index as a table": Case("CREATE TABLE u (id int CONSTRAINT t PRIMARY KEY)", "kind"),
     "system catalog": Case("", "system", ("pg_class",)),
     "index of a system catalog": Case("", "system", (), ("pg_class_oid_index",)),
-    "only an exclusion constraint": Case("CREATE TABLE t (r int4range, EXCLUDE USING gist (r WITH &&))", "exclusion"),
     "index of an exclusion constraint": Case(
         "CREATE TABLE t (r int4range, CONSTRAINT x EXCLUDE USING gist (r WITH &&))", "exclusion", (), ("x",)
     ),
@@ -207,7 +206,8 @@ def test_temporal_key(db: Database) -> None:
     )
     result = reindex(db, "t")
     assert done(result) == ["public.t_n_key"]
-    assert codes(result.failures["public.t_pkey"]) == ["exclusion"]
+    assert result.error is None
+    assert codes(result.skipped["public.t_pkey"]) == ["exclusion"]
 
 
 def test_temporary_table(db: Database) -> None:
@@ -243,15 +243,60 @@ def test_the_others_are_done(db: Database) -> None:
     db.execute(f"{TABLE}; CREATE VIEW w AS SELECT 1; ALTER TABLE t ADD CONSTRAINT x EXCLUDE USING btree (id WITH =)")
     with pglean.connect(db.conninfo) as database:
         plan = database.plan_reindex(["t", "w", "absent"])
-        assert plan.failures.keys() == {"absent", "public.w", "public.x"}
+        assert plan.failures.keys() == {"absent", "public.w"}
+        assert plan.skipped.keys() == {"public.x"}
         result = database.reindex(["t", "w", "absent"])
     assert result.failures.keys() == plan.failures.keys()
     assert len(result.indexes) == 3
     assert isinstance(result.failures["absent"], UsageError)
     assert isinstance(result.error, Incomplete)
     assert result.error.exit_status == 9
-    assert result.error.message == "3 of 6 indexes were not rebuilt"
+    assert result.error.message == "2 of 5 indexes were not rebuilt"
     assert result.as_json()["status"] == "failed"
+
+
+def test_what_cannot_be_rebuilt_by_its_nature_is_no_failure_unless_it_is_named(db: Database) -> None:
+    db.execute("CREATE TABLE t (r int4range, CONSTRAINT x EXCLUDE USING gist (r WITH &&))")
+    told: list[str] = []
+    for chosen in ({"tables": ["t"]}, {"parents": ["t"]}):
+        with pglean.connect(db.conninfo) as database:
+            result = database.reindex(**chosen, on_progress=lambda progress: told.append(progress.message))
+        assert (result.error, result.indexes) == (None, ())
+        assert codes(result.skipped["public.x"]) == ["exclusion"]
+        (skipped,) = result.as_json()["skipped"]
+        assert (skipped["name"], skipped["codes"]) == ("public.x", ["exclusion"])
+    assert told[0].startswith("warning: skipped: index public.x backs exclusion constraint x")
+    assert codes(refusal(db, "t", indexes=["x"])) == ["exclusion"]
+
+
+def test_table_and_its_toast_table_at_once(db: Database) -> None:
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+    toast = db.scalar("SELECT reltoastrelid::regclass::text FROM pg_class WHERE oid = 't'::regclass")
+    result = reindex(db, "t", toast, jobs=2)
+    assert result.error is None
+    assert set(done(result)) == {"public.t_pkey", f"{toast}_index"}
+
+
+def test_index_of_a_toast_table_stays_in_its_tablespace(db: Database) -> None:
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+    toast = db.scalar("SELECT reltoastrelid::regclass::text FROM pg_class WHERE oid = 't'::regclass")
+    assert codes(refusal(db, toast, tablespace="pg_default")) == ["toast-tablespace"]
+    with pytest.raises(psycopg.errors.Error):
+        db.execute(f"REINDEX (CONCURRENTLY, TABLESPACE pg_default) INDEX {toast}_index")
+
+
+def test_foreign_partitions_are_left_out(db: Database) -> None:
+    db.execute(
+        """
+        CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER elsewhere FOREIGN DATA WRAPPER nothing;
+        CREATE TABLE p (id int, n int) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (9);
+        CREATE INDEX ON p1 (n);
+        CREATE FOREIGN TABLE p2 PARTITION OF p FOR VALUES FROM (9) TO (99) SERVER elsewhere;
+        """
+    )
+    result = reindex(db, parents=["p"])
+    assert (result.error, done(result)) == (None, ["public.p1_n_idx"])
+    assert codes(refusal(db, "p2")) == ["kind"]
 
 
 def test_names_that_mean_nothing(db: Database) -> None:
@@ -412,6 +457,24 @@ def test_what_only_looks_like_a_leftover(db: Database) -> None:
     assert (result.removed, result.error) == ((), None)
     # The last of them is an invalid index like any other: nothing stands for it.
     assert {"public.a_ccnew", "public.b_ccold", "public.c_ccnew"} <= set(done(result))
+    assert rebuild.invalid(db) == set()
+
+
+def test_what_is_defined_otherwise_is_no_leftover(db: Database) -> None:
+    """For all its name."""
+    db.execute(f"{TABLE}; CREATE EXTENSION IF NOT EXISTS pg_trgm; CREATE INDEX tr ON t USING gist (v gist_trgm_ops)")
+    others = ["CREATE INDEX tn_ccnew ON t (n) INCLUDE (v) WITH (fillfactor = 70)"]
+    others += ["CREATE INDEX tr_ccnew ON t USING gist (v gist_trgm_ops (siglen = 32))"]
+    if db.scalar("SELECT current_setting('server_version_num')::int >= 150000"):
+        db.execute("CREATE UNIQUE INDEX tu ON t (id)")
+        others += ["CREATE UNIQUE INDEX tu_ccnew ON t (id) NULLS NOT DISTINCT"]
+    for statement in others:
+        db.execute(statement)
+    db.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indrelid = 't'::regclass AND indexrelid::regclass::text ~ '_ccnew'"
+    )
+    result = reindex(db, "t")
+    assert (result.error, result.removed) == (None, ())
     assert rebuild.invalid(db) == set()
 
 

@@ -286,6 +286,14 @@ def test_what_another_session_builds_is_left_alone(db: Database) -> None:
     assert "fresh" in rebuild.indexes(db, "t")
 
 
+def test_what_another_session_builds_cannot_be_named(db: Database) -> None:
+    with building(db, "REINDEX INDEX CONCURRENTLY tn"), pglean.connect(db.conninfo) as database:
+        with pytest.raises(Refused) as caught:
+            database.reindex(indexes=["tn_ccnew"])
+        assert [finding.code for finding in caught.value.findings] == ["under-construction"]
+    assert rebuild.invalid(db) == set()
+
+
 @pytest.mark.parametrize("phase", rebuild.HOLDS)
 def test_another_sessions_rebuild_is_left_alone(db: Database, phase: str) -> None:
     with building(db, "REINDEX INDEX CONCURRENTLY tn", phase), pglean.connect(db.conninfo) as database:
@@ -444,6 +452,18 @@ def test_one_schema_in_place_of_another_while_the_drop_stands_in_line(
             assert removal.remove(database.server, conn, index, 1) is False
     assert db.scalar("SELECT indisvalid FROM pg_index WHERE indexrelid = %s", (green,)) is True
     db.execute("DROP SCHEMA old, blue CASCADE")
+
+
+def test_index_that_is_dropped_while_its_size_is_read(db: Database) -> None:
+    with db.connect(autocommit=False) as session:
+        session.execute("DROP INDEX tn")
+        run = Rebuild(db, "t", act="reindex")
+        waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = %s AND mode = 'AccessShareLock' AND NOT granted)"
+        tn = db.scalar("SELECT oid FROM pg_class WHERE relname = 'tn'")
+        until(lambda: db.scalar(waits, (tn,)), "its size is waited for")
+        session.commit()
+    result = run.result()
+    assert (result.error, [index.index for index in result.indexes]) == (None, ["public.t_pkey"])
 
 
 def test_index_that_is_dropped_meanwhile(db: Database) -> None:

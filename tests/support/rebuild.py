@@ -87,8 +87,10 @@ def leave(db: Database, index: str, phase: str = WRITERS, table: str = "t") -> s
 class Rebuild:
     """`Database.reindex` in a thread of its own; or, of one table, `repack`."""
 
-    def __init__(self, db: Database, *tables: str, act: str = "reindex", **options: Any) -> None:
-        self._db, self._tables, self._act, self._options = db, tables, act, options
+    def __init__(
+        self, db: Database, *tables: str, act: str = "reindex", conninfo: str | None = None, **options: Any
+    ) -> None:
+        self._conninfo, self._tables, self._act, self._options = conninfo or db.conninfo, tables, act, options
         #: What it waits for, as it was told, and messages.
         self.waited_for: set[str] = set()
         self.messages: list[str] = []
@@ -104,7 +106,7 @@ class Rebuild:
                 self.messages.append(progress.message)
 
         try:
-            with pglean.connect(self._db.conninfo) as database:
+            with pglean.connect(self._conninfo) as database:
                 self.server = database.server
                 if self._act == "repack":
                     self._outcome = database.repack(self._tables[0], on_progress=tell, **self._options)

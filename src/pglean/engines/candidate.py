@@ -201,8 +201,12 @@ def _rights(relation: Relation) -> Iterator[Finding]:
         )
 
 
-def of_index(index: Candidate, relation: Relation) -> Iterator[Finding]:
-    """What keeps this index from being rebuilt, where the table does not."""
+#: Codes of findings that are true of an index as long as it is what it is.
+BY_NATURE = frozenset({"exclusion"})
+
+
+def of_index(index: Candidate, relation: Relation, *, moved: bool = False) -> Iterator[Finding]:
+    """What keeps this index from being rebuilt, or moved to another tablespace, where the table does not."""
     name = index.qualified_name
     if index.builder is not None:
         yield Finding(
@@ -224,4 +228,11 @@ def of_index(index: Candidate, relation: Relation) -> Iterator[Finding]:
             f"index {name} of a TOAST table is invalid",
             "The server rebuilds such an index only without CONCURRENTLY.",
             f"In a quiet moment, for writers wait meanwhile: REINDEX INDEX {name};",
+        )
+    elif moved and relation.kind == "t":
+        yield Finding(
+            "toast-tablespace",
+            f"index {name} of a TOAST table cannot be moved to another tablespace",
+            "The server moves it only with its table.",
+            "Rebuild it where it is, without -s; or move the table: pglean repack -s.",
         )

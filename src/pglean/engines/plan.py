@@ -6,7 +6,7 @@ Also found is what rebuilds of before have left of the same tables; that is remo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from pglean import catalog, selection
 from pglean.engines import candidate
@@ -58,6 +58,8 @@ class ReindexPlan:
     #: By the name of the index or table.
     failures: dict[str, PgleanError]
     warnings: tuple[Finding, ...]
+    #: What was found and not named, and cannot be done by its nature; by the name of the index.
+    skipped: dict[str, Refused] = field(default_factory=dict)
 
     @property
     def error(self) -> PgleanError | None:
@@ -74,10 +76,15 @@ def plan(server: Server, choice: Choice, options: Options) -> ReindexPlan:
         if findings := list(_of_server(server, conn, options)):
             raise Refused("an index", findings, "rebuilt")
         failures: dict[str, PgleanError] = {}
-        whole, single = _choose(server, conn, choice, failures)
+        chosen = _choose(server, conn, choice, failures)
+        relations = candidate.relations(conn, chosen.tables)
         made = _Plan(server, conn, options, failures)
-        for relation in candidate.relations(conn, [*whole, *single.values()]).values():
-            made.add(relation, None if relation.oid in whole else [i for i, t in single.items() if t == relation.oid])
+        for relation in relations.values():
+            if relation.kind != "f" or chosen.whole.get(relation.oid, "") is not None:
+                made.add(relation, relation.oid in chosen.whole, chosen.single.get(relation.oid, {}))
+        for oid, name in chosen.whole.items():
+            if oid not in relations and name is not None:
+                failures[name] = UsageError(f'relation "{name}" has been dropped meanwhile')
         found = made.finished()
     if not found.works and (error := failure(failures, 0)) is not None:
         raise error
@@ -117,23 +124,36 @@ def _of_server(server: Server, conn: Connection, options: Options) -> Iterator[F
         )
 
 
-def _choose(
-    server: Server, conn: Connection, choice: Choice, failures: dict[str, PgleanError]
-) -> tuple[dict[int, None], dict[int, int]]:
-    """OIDs of the tables all of whose indexes are wanted, and of single indexes with their tables."""
-    whole: dict[int, None] = {}
-    single: dict[int, int] = {}
+@dataclass(slots=True)
+class _Chosen:
+    #: Tables all of whose indexes are wanted, with the name of those that were named themselves.
+    whole: dict[int, str | None] = field(default_factory=dict)
+    #: Indexes that were named, with their names, by their tables.
+    single: dict[int, dict[int, str]] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> list[int]:
+        return list(dict.fromkeys([*self.whole, *self.single]))
+
+
+def _choose(server: Server, conn: Connection, choice: Choice, failures: dict[str, PgleanError]) -> _Chosen:
+    chosen = _Chosen()
     for kind, names in (("table", choice.tables), ("parent", choice.parents), ("index", choice.indexes)):
         for name in names:
             try:
-                if kind == "index":
-                    oid = catalog.resolve(server, conn, name)
-                    single[oid] = _table_of(conn, name, oid)
+                if kind == "table" and selection.is_pattern(name):
+                    found, root = selection.oids(server, conn, name), None
                 else:
-                    whole |= dict.fromkeys(selection.oids(server, conn, name, family=kind == "parent"))
-            except UsageError as error:
+                    root = catalog.resolve(server, conn, name)
+                    found = selection.oids(server, conn, name, family=True) if kind == "parent" else [root]
+                if kind == "index" and root is not None:
+                    chosen.single.setdefault(_table_of(conn, name, root), {})[root] = name
+                    continue
+                for oid in found:
+                    chosen.whole[oid] = chosen.whole.get(oid) or (name if oid == root else None)
+            except (UsageError, Refused) as error:
                 failures[name] = error
-    return whole, single
+    return chosen
 
 
 def _table_of(conn: Connection, name: str, index: int) -> int:
@@ -150,31 +170,61 @@ class _Plan:
         self._server, self._conn, self._options = server, conn, options
         self._failures = failures
         self._warnings: list[Finding] = []
+        self._skipped: dict[str, Refused] = {}
         self._works: list[Work] = []
         self._patience = Patience(server, Policy.of(options), lambda _: None)
 
-    def add(self, relation: Relation, only: list[int] | None) -> None:
-        """All indexes of the table, or only these; what failed rebuilds have left of it in any case."""
+    def add(self, relation: Relation, whole: bool, named: dict[int, str]) -> None:
+        """All indexes of the table, or only those named; what failed rebuilds have left of it in any case."""
         busy = claimed(self._conn, relation.main_oid)
         if findings := list(candidate.of_relation(relation, busy=busy)):
             self._failures[relation.qualified_name] = Refused(relation.qualified_name, findings, "reindexed")
             return
         indexes = self._indexes(relation)
-        rebuilds: list[Candidate] = []
-        for index in indexes:
-            if index.leftover or (only is not None and index.oid not in only):
-                continue
-            if index.builder is not None and index.named_as_leftover and only is None:
-                # Somebody's REINDEX is at work, for whose end this table is waited for anyhow.
-                continue
-            if findings := list(candidate.of_index(index, relation)):
-                self._failures[index.qualified_name] = Refused(index.qualified_name, findings, "rebuilt")
-            else:
-                rebuilds.append(index)
-        if only is None and not indexes:
+        removals = list(self._removals(relation, indexes))
+        rebuilds = [
+            index
+            for index in indexes
+            if (whole or index.oid in named)
+            and index not in removals
+            and self._can(index, relation, named=index.oid in named)
+        ]
+        present = {index.oid for index in indexes}
+        for name in (name for oid, name in named.items() if oid not in present):
+            self._failures[name] = UsageError(f'relation "{name}" has been dropped meanwhile')
+        if whole and not indexes:
             self._warnings.append(Finding("no-index", f"{relation.qualified_name} has no indexes", fatal=False))
         rebuilds.sort(key=lambda index: -index.bytes)
-        self._add(Work(relation, tuple(self._removals(relation, indexes)), tuple(rebuilds)))
+        self._add(Work(relation, tuple(removals), tuple(rebuilds)))
+
+    def _can(self, index: Candidate, relation: Relation, *, named: bool) -> bool:
+        """Whether it can be rebuilt; what cannot is a failure, or is left out where nobody has named it."""
+        if not named and (index.leftover or (index.builder is not None and index.named_as_leftover)):
+            # What others have left, or somebody's REINDEX at work, for whose end this table is waited for anyhow.
+            return False
+        findings = list(candidate.of_index(index, relation, moved=self._options.tablespace is not None))
+        if index.leftover and not findings:
+            findings = [self._foreign(index, relation)]
+        if not findings:
+            return True
+        refused = Refused(index.qualified_name, findings, "rebuilt")
+        if not named and all(finding.code in candidate.BY_NATURE for finding in findings):
+            self._skipped[index.qualified_name] = refused
+            self._warnings += [
+                replace(finding, message=f"skipped: {finding.message}", fatal=False) for finding in findings
+            ]
+        else:
+            self._failures[index.qualified_name] = refused
+        return False
+
+    def _foreign(self, index: Candidate, relation: Relation) -> Finding:
+        """A leftover that our role may not drop."""
+        return Finding(
+            "leftover",
+            f"index {index.qualified_name} cannot be removed by your role",
+            index.story,
+            f"As {'a superuser' if relation.owned else 'its owner'}: DROP INDEX CONCURRENTLY {index.qualified_name};",
+        )
 
     def _add(self, work: Work) -> None:
         if work.removals or work.rebuilds:
@@ -202,18 +252,9 @@ class _Plan:
                 if place.owned and place.schema_usage:
                     yield index
                     continue
-                self._warnings.append(
-                    Finding(
-                        "leftover",
-                        f"index {index.qualified_name} cannot be removed by your role",
-                        index.story,
-                        f"As {'a superuser' if place.owned else 'its owner'}:"
-                        f" DROP INDEX CONCURRENTLY {index.qualified_name};",
-                        fatal=False,
-                    )
-                )
+                self._warnings.append(replace(self._foreign(index, place), fatal=False))
 
     def finished(self) -> ReindexPlan:
         """The table with most to be done comes first: begun last, it would be worked on alone."""
         works = sorted(self._works, key=lambda work: -work.bytes)
-        return ReindexPlan(tuple(works), self._options.tablespace, self._failures, tuple(self._warnings))
+        return ReindexPlan(tuple(works), self._options.tablespace, self._failures, tuple(self._warnings), self._skipped)

@@ -116,6 +116,7 @@ class _Run:
             failures=self._out.failures,
             ended_by=self._out.ended_by,
             elapsed_s=round(time.monotonic() - started, 3),
+            skipped=self._plan.skipped,
         )
 
     def _tables(self, works: list[Work]) -> None:

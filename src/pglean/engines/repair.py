@@ -102,20 +102,21 @@ def repair(server: Server, oid: int, options: Options, on_progress: Callback | N
     if result.ended_by is not None:
         raise result.ended_by
     if result.failures:
-        raise _error(relation, result.failures)
+        raise _error(relation, result.failures, options.invalid_indexes)
 
 
-def _error(relation: Relation, failures: dict[str, PgleanError]) -> PgleanError:
+def _error(relation: Relation, failures: dict[str, PgleanError], how: InvalidIndexes) -> PgleanError:
     """The first that is no refusal by its nature (no lock in time, say), or all of them as one."""
     for error in failures.values():
         if type(error) is not PgleanError:
             return error
+    other = "Or have invalid indexes dropped: --invalid-indexes drop." if how is InvalidIndexes.REBUILD else None
     findings = [
         Finding(
             INVALID_INDEX,
             error.message,
             error.detail,
-            " ".join(part for part in (error.hint, "Or have invalid indexes dropped: --invalid-indexes drop.") if part),
+            " ".join(part for part in (error.hint, other) if part) or None,
         )
         for error in failures.values()
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -191,6 +191,9 @@ def repack(
     Locks taken on it: ACCESS SHARE per chunk and refresh; SHARE ROW EXCLUSIVE and ACCESS EXCLUSIVE for a moment each.
     Raises the errors of `pglean.errors`, which say what has become of the run (`ending`).
     """
+    if only is not None:
+        # What has become invalid since the run began is none of what its options were given for.
+        options = replace(options, invalid_indexes=InvalidIndexes.REFUSE)
     if options.invalid_indexes is not InvalidIndexes.REFUSE:
         # Whatever else refuses the run does so before an index is touched.
         preflight.plan(server, oid, options)
