@@ -12,6 +12,7 @@ import pytest
 import pglean
 from pglean.engines import reindex
 from pglean.errors import ConnectionLost, Interrupted
+from pglean.result import ReindexResult
 from tests.servers import Database
 from tests.support import rebuild
 from tests.support.client import Client
@@ -121,7 +122,10 @@ def test_what_cannot_be_removed_at_once_is_told(db: Database, monkeypatch: pytes
 
 @pytest.mark.min_version(17)
 def test_what_only_the_owner_may_remove_is_told(db: Database) -> None:
-    db.execute("DROP ROLE IF EXISTS maintainer; CREATE ROLE maintainer LOGIN; GRANT MAINTAIN ON t TO maintainer")
+    db.execute(
+        "DROP ROLE IF EXISTS maintainer; CREATE ROLE maintainer LOGIN;"
+        " GRANT USAGE ON SCHEMA public TO maintainer; GRANT MAINTAIN ON t TO maintainer"
+    )
     try:
         with held(db, rebuild.WRITERS) as holder:
             run = Rebuild(db, indexes=["tn"], conninfo=db.server.conninfo(db.name, "maintainer"))
@@ -135,21 +139,25 @@ def test_what_only_the_owner_may_remove_is_told(db: Database) -> None:
         with pglean.connect(db.conninfo) as database:
             assert database.reindex(["t"]).removed == ("public.tn_ccnew",)
     finally:
-        db.execute("REVOKE ALL ON t FROM maintainer; DROP ROLE maintainer")
+        db.execute("DROP OWNED BY maintainer; DROP ROLE maintainer")
     check(db)
 
 
 def test_nothing_is_begun_without_the_watch(db: Database) -> None:
-    db.execute("DROP ROLE IF EXISTS lonely; CREATE ROLE lonely LOGIN CONNECTION LIMIT 1; ALTER TABLE t OWNER TO lonely")
+    db.execute(
+        "DROP ROLE IF EXISTS lonely; CREATE ROLE lonely LOGIN CONNECTION LIMIT 1;"
+        " GRANT USAGE, CREATE ON SCHEMA public TO lonely; ALTER TABLE t OWNER TO lonely"
+    )
     before = rebuild.indexes(db, "t")
     try:
-        with pglean.connect(db.server.conninfo(db.name, "lonely")) as database:
-            error = database.reindex(["t"]).error
+        with held(db, rebuild.WRITERS):
+            outcome = Rebuild(db, "t", conninfo=db.server.conninfo(db.name, "lonely")).outcome()
+        error = outcome.error if isinstance(outcome, ReindexResult) else outcome
         assert isinstance(error, ConnectionLost)
         assert "too many connections" in str(error)
         assert rebuild.indexes(db, "t") == before
     finally:
-        db.execute("ALTER TABLE t OWNER TO postgres; DROP ROLE lonely")
+        db.execute("ALTER TABLE t OWNER TO postgres; DROP OWNED BY lonely; DROP ROLE lonely")
     check(db)
 
 
