@@ -74,17 +74,6 @@ SETTINGS: dict[str, str] = {
 }
 
 
-#: Images of whole pages in the WAL, those of index builds above all, are compressed where that costs the server
-#: little and its administrator has not chosen otherwise.
-_WAL_COMPRESSION = """
-SELECT pg_catalog.set_config('wal_compression', 'lz4', false) FROM pg_catalog.pg_settings
- WHERE name OPERATOR(pg_catalog.=) 'wal_compression' AND setting OPERATOR(pg_catalog.=) 'off'
-   AND source OPERATOR(pg_catalog.=) 'default'
-   AND 'lz4' OPERATOR(pg_catalog.=) ANY (enumvals)
-   AND pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'
-"""
-
-
 class _Cursor(psycopg.Cursor[TupleRow]):
     """A cursor that can tell (``-e``) what it sends."""
 
@@ -211,7 +200,6 @@ class Server:
             " OR pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'",
             (list(SETTINGS), list(SETTINGS.values())),
         )
-        conn.execute(_WAL_COMPRESSION)
         if _one(conn, "SELECT pg_catalog.pg_backend_pid()") != conn.info.backend_pid:
             raise UsageError(
                 "the connection goes through a pooler",
