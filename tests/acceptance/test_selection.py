@@ -435,6 +435,7 @@ def test_all_databases(cluster: Database, everywhere: Run) -> None:
     status, out, err = everywhere("repack", "-a", "-N", "-C", "plpgsql,absent,plperl")
     assert status == 0
     assert "3 tables would be repacked, 3 skipped" in out
+    assert "public.t in database b would be repacked\n" in out
     assert "warning: there is no extension absent in any database" in err
     status, out, err = everywhere("repack", "-aq")
     assert (status, out, len(err.splitlines())) == (0, "", 3)
