@@ -93,7 +93,7 @@ def test_writer_in_the_way_of_undoing(
 
     def write() -> None:
         for table in ("items", '"model of items"'):
-            other.execute(change.format(table))  # type: ignore[arg-type, unused-ignore]
+            other.execute(change.format(table))
         fail()
 
     outcome = repack(stage, Fault("phase: ready", write), wait_timeout_s=0.3)

@@ -122,7 +122,7 @@ class Crossing:
 
     def hold(self) -> None:
         """Take the first lock."""
-        self.conn.execute(self._first)  # type: ignore[arg-type, unused-ignore]
+        self.conn.execute(self._first)
 
     def ask(self) -> None:
         """Ask for the second, until it is waited for."""
@@ -131,9 +131,9 @@ class Crossing:
         oracle.until(lambda: bool(self._play.db.fetchall(waits, (self.conn.info.backend_pid,))), "it waits")
 
     def _go_on(self) -> None:
-        self.conn.execute(self._then)  # type: ignore[arg-type, unused-ignore]
+        self.conn.execute(self._then)
         for name in ("t", "m"):
-            self.conn.execute(f"UPDATE {name} SET v = 'crossed' WHERE id < 20")  # type: ignore[arg-type, unused-ignore]
+            self.conn.execute(f"UPDATE {name} SET v = 'crossed' WHERE id < 20")
         self.conn.commit()
 
     def check(self) -> None:

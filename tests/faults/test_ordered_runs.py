@@ -153,7 +153,7 @@ def test_who_waits_for_the_table_goes_first(stage: Stage) -> None:
 def test_sort_that_was_ended_leaves_no_dead_rows(stage: Stage) -> None:
     """They would be as much as the table: what was filled is given back before it is tried again."""
     more = "SELECT 100000 + g, 'more ' || g, 0, md5(g::text) FROM generate_series(1, 20000) g"
-    stage.db.execute(f"INSERT INTO items {more}")  # type: ignore[arg-type, unused-ignore]
+    stage.db.execute(f"INSERT INTO items {more}")
     stage.db.execute('INSERT INTO "model of items" SELECT * FROM items WHERE id > 100000')
 
     def terminate() -> None:
@@ -189,7 +189,7 @@ def test_dry_run_knows_of_the_run_that_is_kept(stage: Stage) -> None:
 def test_names_with_an_ellipsis(stage: Stage) -> None:
     """What the program writes for people is written plainly where a database might not know it; names never are."""
     for table in ("items", '"model of items"'):
-        stage.db.execute(f'ALTER TABLE {table} RENAME amount TO "a…b"')  # type: ignore[arg-type, unused-ignore]
+        stage.db.execute(f'ALTER TABLE {table} RENAME amount TO "a…b"')
     cut_off(stage, 1, order_by='"a…b" DESC', jobs=1)
     with pglean.connect(stage.db.conninfo) as database:
         (run,) = database.status()
@@ -197,5 +197,5 @@ def test_names_with_an_ellipsis(stage: Stage) -> None:
     assert isinstance(result, Result)
     assert out_of_place(stage.db, "items", '"a…b" DESC') == 0
     for table in ("items", '"model of items"'):
-        stage.db.execute(f'ALTER TABLE {table} RENAME "a…b" TO amount')  # type: ignore[arg-type, unused-ignore]
+        stage.db.execute(f'ALTER TABLE {table} RENAME "a…b" TO amount')
     stage.check()

@@ -96,7 +96,7 @@ class Readers:
     def _read(self) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
-            self._conn.execute(self._statement)  # type: ignore[arg-type, unused-ignore]
+            self._conn.execute(self._statement)
             self.longest_s = max(self.longest_s, time.monotonic() - began)
             self.read += 1
             self._stop.wait(0.002)

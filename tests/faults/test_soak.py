@@ -318,7 +318,7 @@ class Soak:
         self._holders.append(holder)
         with contextlib.suppress(psycopg.errors.LockNotAvailable):
             for statement in (_OTHERS_WAIT, "COMMIT", *statements):
-                holder.execute(statement)  # type: ignore[arg-type, unused-ignore]
+                holder.execute(statement)
 
     def _other(self, *statements: str) -> bool:
         """Somebody's DDL, each statement for itself; False where the table was locked."""
@@ -326,7 +326,7 @@ class Soak:
             conn.execute(_OTHERS_WAIT)
             try:
                 for statement in statements:
-                    conn.execute(statement)  # type: ignore[arg-type, unused-ignore]
+                    conn.execute(statement)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 self.story.append("  somebody did not get his lock")
                 return False

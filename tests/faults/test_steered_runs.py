@@ -41,7 +41,7 @@ def both(stage: Stage, script: str) -> None:
     """On the table and on its model, in a transaction each, by a session that has not met our triggers yet."""
     for name in (stage.name, f'"model of {stage.name}"'):
         with psycopg.connect(stage.db.conninfo) as conn:
-            conn.execute(script.format(t=name))  # type: ignore[arg-type, unused-ignore]
+            conn.execute(script.format(t=name))
 
 
 @pytest.mark.parametrize("what", THERE_AND_BACK)

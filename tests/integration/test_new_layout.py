@@ -181,7 +181,7 @@ def methods(db: Database, columns: str) -> set[str | None]:
     """How the values of some columns are compressed."""
     found = ", ".join(f"pg_column_compression({column})" for column in columns)
     query = f"SELECT DISTINCT method FROM t, unnest(ARRAY[{found}]) AS method"
-    return {row[0] for row in db.fetchall(sql.SQL(query))}  # type: ignore[arg-type, unused-ignore]
+    return {row[0] for row in db.fetchall(sql.SQL(query))}
 
 
 def test_compression(db: Database, owner: str) -> None:
@@ -216,7 +216,7 @@ def test_compression(db: Database, owner: str) -> None:
     )
     db.execute(
         sql.SQL(
-            f"CREATE TABLE t (id int PRIMARY KEY, {', '.join(f'{name} {kind}' for name, (kind, _) in kinds.items())});"  # type: ignore[arg-type, unused-ignore]
+            f"CREATE TABLE t (id int PRIMARY KEY, {', '.join(f'{name} {kind}' for name, (kind, _) in kinds.items())});"
             f" INSERT INTO t SELECT g, {', '.join(value for _, value in kinds.values())} FROM generate_series(1, 40) g;"
             " INSERT INTO t (id) VALUES (0);"
             f' ALTER TABLE t OWNER TO "{owner}"'

@@ -60,7 +60,7 @@ class Pair:
 
     def told(self, question: str) -> object:
         """What the primary says."""
-        row = self._sessions[0].execute(sql.SQL(question)).fetchone()  # type: ignore[arg-type, unused-ignore]
+        row = self._sessions[0].execute(sql.SQL(question)).fetchone()
         return None if row is None else row[0]
 
     def opens(self, measure: Callable[[], str]) -> None:

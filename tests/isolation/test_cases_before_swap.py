@@ -99,7 +99,7 @@ def test_all_writes_at_once_before_the_lock(play: Play) -> None:
 def test_copy_from(play: Play) -> None:
     def act() -> None:
         for name in ("t", "m"):
-            with play.db.connect().cursor().copy(f"COPY {name} (id, u, v) FROM STDIN") as copy:  # type: ignore[arg-type, unused-ignore]
+            with play.db.connect().cursor().copy(f"COPY {name} (id, u, v) FROM STDIN") as copy:
                 for number in range(9000, 9500):
                     copy.write_row((number, number, f"copied {number}"))
 

@@ -77,7 +77,7 @@ def write(play: Play) -> None:
 def execute(play: Play, script: str) -> None:
     for statement in script.split(";"):
         if statement.strip():
-            play.db.execute(sql.SQL(statement))  # type: ignore[arg-type, unused-ignore]
+            play.db.execute(sql.SQL(statement))
 
 
 def without_ours(db: Database) -> list[str]:
@@ -371,7 +371,7 @@ def test_still_in_progress_at_the_swap(play: Play, statement: str, phase: str) -
             # It waits for whoever has a lock on the table.
             blocker.execute("BEGIN; SELECT FROM t WHERE id = 1")
         conn = play.db.connect()
-        running.append(Background(lambda: conn.execute(sql.SQL(statement))))  # type: ignore[arg-type, unused-ignore]
+        running.append(Background(lambda: conn.execute(sql.SQL(statement))))
         waits = "SELECT count(*) FROM pg_locks WHERE pid = %s AND NOT granted AND locktype = 'virtualxid'"
         oracle.until(lambda: play.db.scalar(waits, (conn.info.backend_pid,)) == 1, "it waits for the end of another")
         write(play)

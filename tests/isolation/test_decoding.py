@@ -62,8 +62,8 @@ def test_keys_so_large_that_they_are_toasted(emptied: Database) -> None:
     writer = db.connect(autocommit=False)
 
     def write(number: int) -> None:
-        writer.execute(f"INSERT INTO t VALUES ({large_key(number)}, {number})")  # type: ignore[arg-type, unused-ignore]
-        writer.execute(f"UPDATE t SET k = {large_key(number + 1)} WHERE v = {number}")  # type: ignore[arg-type, unused-ignore]
+        writer.execute(f"INSERT INTO t VALUES ({large_key(number)}, {number})")
+        writer.execute(f"UPDATE t SET k = {large_key(number + 1)} WHERE v = {number}")
         writer.execute("INSERT INTO other VALUES (1)")
         writer.commit()
 
@@ -87,9 +87,9 @@ def plain(server: EmbeddedServer) -> Iterator[str]:
     """A role without rights: its tables are read behind the guard."""
     name = "audited"
     with psycopg.connect(server.conninfo(), autocommit=True) as session:
-        session.execute(f"CREATE ROLE {name}")  # type: ignore[arg-type, unused-ignore]
+        session.execute(f"CREATE ROLE {name}")
         yield name
-        session.execute(f"DROP ROLE {name}")  # type: ignore[arg-type, unused-ignore]
+        session.execute(f"DROP ROLE {name}")
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ def test_01_slower_transaction_commits_later(play: Play) -> None:
 
     def begin() -> None:
         for name in ("t", "m"):
-            slow.execute(f"UPDATE {name} SET v = 'slow' WHERE id = 10")  # type: ignore[arg-type, unused-ignore]
-            slow.execute(f"UPDATE {name} SET id = -id WHERE id = 11")  # type: ignore[arg-type, unused-ignore]
+            slow.execute(f"UPDATE {name} SET v = 'slow' WHERE id = 10")
+            slow.execute(f"UPDATE {name} SET id = -id WHERE id = 11")
         play.both("UPDATE {t} SET v = 'fast' WHERE id BETWEEN 12 AND 400")
 
     with at("copy: before a chunk", begin), at("swap: before the lock", slow.commit):
@@ -203,8 +203,8 @@ def test_11_summarizing_and_multidimensional_indexes_are_maintained(play: Play) 
         for scan in ("seqscan", "bitmapscan"):
             with play.db.connect() as conn:
                 for other in {"seqscan", "bitmapscan", "indexscan", "indexonlyscan"} - {scan}:
-                    conn.execute(f"SET enable_{other} = off")  # type: ignore[arg-type, unused-ignore]
-                counts.append(conn.execute(f"SELECT count(*) FROM t WHERE {condition}").fetchone())  # type: ignore[arg-type, unused-ignore]
+                    conn.execute(f"SET enable_{other} = off")
+                counts.append(conn.execute(f"SELECT count(*) FROM t WHERE {condition}").fetchone())
         assert counts == [(150,), (150,)], condition
 
 
@@ -255,7 +255,7 @@ def test_14_hundreds_of_subtransactions(play: Play) -> None:
         for number in range(1, 301):
             for name in ("t", "m"):
                 slow.execute("SAVEPOINT s")
-                slow.execute(f"UPDATE {name} SET v = 'sub', id = -id WHERE id = {number}")  # type: ignore[arg-type, unused-ignore]
+                slow.execute(f"UPDATE {name} SET v = 'sub', id = -id WHERE id = {number}")
                 slow.execute("ROLLBACK TO s" if number % 3 == 0 else "RELEASE s")
 
     with at("copy: before a chunk", begin), at("swap: before the lock", slow.commit):
@@ -275,8 +275,8 @@ def prepared(play: Play) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
 def prepare(conn: psycopg.Connection[tuple[object, ...]]) -> None:
     """Leave a prepared transaction that has written to table and model."""
     for name in ("t", "m"):
-        conn.execute(f"UPDATE {name} SET v = 'prepared', id = -7 WHERE id = 7")  # type: ignore[arg-type, unused-ignore]
-    conn.execute(f"PREPARE TRANSACTION 'two phases of {conn.info.dbname}'")  # type: ignore[arg-type, unused-ignore]
+        conn.execute(f"UPDATE {name} SET v = 'prepared', id = -7 WHERE id = 7")
+    conn.execute(f"PREPARE TRANSACTION 'two phases of {conn.info.dbname}'")
     conn.rollback()
 
 

@@ -51,7 +51,7 @@ def repeating(db: Database, statement: str) -> Iterator[list[tuple[float, Any]]]
     def work() -> None:
         while not stop.is_set():
             began = time.monotonic()
-            rows = conn.execute(sql.SQL(statement)).fetchall()  # type: ignore[arg-type, unused-ignore]
+            rows = conn.execute(sql.SQL(statement)).fetchall()
             seen.append((time.monotonic() - began, rows))
             stop.wait(0.002)
 
@@ -447,7 +447,7 @@ def test_settings_of_the_role_do_not_reach_us(db: Database) -> None:
                 sql.SQL("ALTER ROLE admin2 IN DATABASE {} SET {} = {}").format(
                     sql.Identifier(db.name),
                     sql.Identifier(setting),
-                    sql.SQL(value),  # type: ignore[arg-type, unused-ignore]
+                    sql.SQL(value),
                 )
             )
 

@@ -74,7 +74,7 @@ class Reader:
         self._open = False
 
     def begin(self) -> None:
-        self.conn.execute(sql.SQL(f"BEGIN ISOLATION LEVEL {self._isolation}; SELECT count(*) FROM o"))  # type: ignore[arg-type, unused-ignore]
+        self.conn.execute(sql.SQL(f"BEGIN ISOLATION LEVEL {self._isolation}; SELECT count(*) FROM o"))
         self._open = True
 
     def finish(self) -> None:
@@ -89,8 +89,8 @@ class Reader:
             conn.execute("INSERT INTO child VALUES (105)")
             for name in ("t", "m"):
                 changed = [
-                    conn.execute(sql.SQL(f"UPDATE {name} SET v = 'old' WHERE id BETWEEN 204 AND 209")).rowcount,  # type: ignore[arg-type, unused-ignore]
-                    conn.execute(sql.SQL(f"DELETE FROM {name} WHERE id BETWEEN 304 AND 309")).rowcount,  # type: ignore[arg-type, unused-ignore]
+                    conn.execute(sql.SQL(f"UPDATE {name} SET v = 'old' WHERE id BETWEEN 204 AND 209")).rowcount,
+                    conn.execute(sql.SQL(f"DELETE FROM {name} WHERE id BETWEEN 304 AND 309")).rowcount,
                 ]
                 self.found.append(changed)
             conn.execute("COMMIT")
@@ -186,7 +186,7 @@ def latch(play: Play) -> Iterator[Callable[[], None]]:
 def standing(play: Play, statement: str) -> Background:
     """A statement that stands at the advisory lock."""
     conn = play.db.connect()
-    background = Background(lambda: conn.execute(sql.SQL(statement)).fetchall())  # type: ignore[arg-type, unused-ignore]
+    background = Background(lambda: conn.execute(sql.SQL(statement)).fetchall())
     waits = "SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype = 'advisory' AND NOT granted"
     oracle.until(lambda: play.db.scalar(waits, (conn.info.backend_pid,)) == 1, "the statement stands")
     return background
@@ -227,7 +227,7 @@ def test_cursor(play: Play, hold: str) -> None:
 
     def begin() -> None:
         conn.execute("BEGIN")
-        conn.execute(sql.SQL(f"DECLARE c CURSOR {hold} FOR SELECT difference() FROM o"))  # type: ignore[arg-type, unused-ignore]
+        conn.execute(sql.SQL(f"DECLARE c CURSOR {hold} FOR SELECT difference() FROM o"))
         conn.execute("FETCH 1 FROM c" if hold else "SELECT 1")
         write(play)
 
@@ -253,14 +253,14 @@ def test_idle_transactions_without_a_snapshot_are_not_waited_for(play: Play) -> 
     writer, prepared = play.db.connect(), play.db.connect()
     writer.execute("BEGIN; UPDATE o SET v = 1 WHERE id = 1; SAVEPOINT s; UPDATE o SET v = 2 WHERE id = 2")
     prepared.execute("BEGIN; UPDATE o SET v = 1 WHERE id = 3")
-    prepared.execute(sql.SQL(f"PREPARE TRANSACTION 'safe {play.db.name}'"))  # type: ignore[arg-type, unused-ignore]
+    prepared.execute(sql.SQL(f"PREPARE TRANSACTION 'safe {play.db.name}'"))
     told: list[str] = []
     with at(BEFORE_LOCK, lambda: write(play)):
         play.repack(mvcc_safe=True, on_progress=lambda progress: told.append(progress.waiting_for))
     assert not [text for text in told if text]
     assert writer.execute(DIFFERENCE).fetchone() == (0,)
     writer.execute("COMMIT")
-    play.db.execute(sql.SQL(f"COMMIT PREPARED 'safe {play.db.name}'"))  # type: ignore[arg-type, unused-ignore]
+    play.db.execute(sql.SQL(f"COMMIT PREPARED 'safe {play.db.name}'"))
     play.check()
 
 
@@ -295,7 +295,7 @@ def test_writer_with_an_older_snapshot_is_let_through_at_once(play: Play, isolat
     running: list[Background] = []
 
     def begin() -> None:
-        conn.execute(sql.SQL(f"BEGIN ISOLATION LEVEL {isolation}"))  # type: ignore[arg-type, unused-ignore]
+        conn.execute(sql.SQL(f"BEGIN ISOLATION LEVEL {isolation}"))
         # A cursor: else READ COMMITTED has none.
         conn.execute("DECLARE c CURSOR FOR SELECT v FROM o")
         conn.execute("FETCH 1 FROM c")
@@ -333,7 +333,7 @@ def test_reader_who_then_writes_is_no_victim(play: Play) -> None:
 
     def change() -> None:
         for name in ("t", "m"):
-            conn.execute(sql.SQL(f"UPDATE {name} SET v = 'late' WHERE id = 7"))  # type: ignore[arg-type, unused-ignore]
+            conn.execute(sql.SQL(f"UPDATE {name} SET v = 'late' WHERE id = 7"))
         conn.execute("COMMIT")
 
     def come() -> None:
@@ -354,7 +354,7 @@ def test_reader_who_writes_while_the_lock_is_raised_is_no_victim(play: Play, mon
 
     def change() -> None:
         for name in ("t", "m"):
-            conn.execute(sql.SQL(f"UPDATE {name} SET v = 'late' WHERE id = 7"))  # type: ignore[arg-type, unused-ignore]
+            conn.execute(sql.SQL(f"UPDATE {name} SET v = 'late' WHERE id = 7"))
         conn.execute("COMMIT")
 
     def come_soon() -> None:
@@ -537,7 +537,7 @@ def test_trickle_of_writers(play: Play) -> None:
             key = 500 * number + counts[number] % 400 + 1
             with conn.transaction():
                 for name in ("t", "m"):
-                    conn.execute(sql.SQL(f"UPDATE {name} SET grp = grp + 1, v = v || '.' WHERE id = {key}"))  # type: ignore[arg-type, unused-ignore]
+                    conn.execute(sql.SQL(f"UPDATE {name} SET grp = grp + 1, v = v || '.' WHERE id = {key}"))
             counts[number] += 1
             stop.wait(0.04)
 
@@ -575,19 +575,19 @@ def test_invariant_within_every_snapshot(play: Play, seed: int, round_: int) -> 
             with conn.transaction():
                 for statement in statements:
                     for name in ("t", "m"):
-                        conn.execute(sql.SQL(statement.format(t=name, a=one, b=other)))  # type: ignore[arg-type, unused-ignore]
+                        conn.execute(sql.SQL(statement.format(t=name, a=one, b=other)))
             stop.wait(rng.random() * 0.1)
 
     def read(number: int) -> None:
         conn = play.db.connect()
         rng = random.Random(f"{seed} {round_} reader {number}")
-        level = sql.SQL(("REPEATABLE READ", "SERIALIZABLE")[number % 2])  # type: ignore[arg-type, unused-ignore]
+        level = sql.SQL(("REPEATABLE READ", "SERIALIZABLE")[number % 2])
         while not stop.is_set():
             with contextlib.suppress(psycopg.errors.SerializationFailure), conn.transaction():
                 conn.execute(sql.SQL("SET TRANSACTION ISOLATION LEVEL {}").format(level))
                 conn.execute("SELECT count(*) FROM o")
                 stop.wait(rng.random() * 0.2)
-                found = conn.execute(f"SELECT ({DIFFERENCE}), count(*) FROM t").fetchone()  # type: ignore[arg-type, unused-ignore]
+                found = conn.execute(f"SELECT ({DIFFERENCE}), count(*) FROM t").fetchone()
                 looks[0] += 1
                 if found != (0, 1500):
                     wrong.append(found)
@@ -629,7 +629,7 @@ def pids(older: snapshots.Older) -> set[int]:
 def begin(db: Database, *, level: str = "REPEATABLE READ") -> psycopg.Connection[Any]:
     """A session that has taken its snapshot."""
     conn = db.connect()
-    conn.execute(sql.SQL(f"BEGIN ISOLATION LEVEL {level}"))  # type: ignore[arg-type, unused-ignore]
+    conn.execute(sql.SQL(f"BEGIN ISOLATION LEVEL {level}"))
     conn.execute("SELECT 1")
     return conn
 
@@ -722,7 +722,7 @@ def test_snapshot_of_a_subscription_in_the_making(play: Play, eye: Callable[[], 
     slot = f"safe_{play.db.name}"
     making = Background(
         lambda: sender.execute(
-            sql.SQL(f'CREATE_REPLICATION_SLOT "{slot}" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT')  # type: ignore[arg-type, unused-ignore]
+            sql.SQL(f'CREATE_REPLICATION_SLOT "{slot}" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT')
         ).fetchall()
     )
     in_the_making = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s AND confirmed_flush_lsn IS NULL"

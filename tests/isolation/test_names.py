@@ -130,8 +130,8 @@ def assert_indexes_are_right(db: Database) -> None:
         for scan in ("seqscan", "indexscan"):
             with db.connect() as conn:
                 for other in {"seqscan", "indexscan", "indexonlyscan", "bitmapscan"} - {scan}:
-                    conn.execute(f"SET enable_{other} = off")  # type: ignore[arg-type, unused-ignore]
-                counts.append(conn.execute(f"SELECT count(*) FROM t WHERE {condition}").fetchone())  # type: ignore[arg-type, unused-ignore]
+                    conn.execute(f"SET enable_{other} = off")
+                counts.append(conn.execute(f"SELECT count(*) FROM t WHERE {condition}").fetchone())
         assert counts == [(expected,), (expected,)], condition
 
 

@@ -124,8 +124,8 @@ class Application:
 
 
 def _sql(text: str, table: str, **parts: str) -> sql.Composed:
-    given = {key: sql.SQL(part) for key, part in parts.items()}  # type: ignore[arg-type, unused-ignore]
-    return sql.SQL(text).format(t=sql.SQL(table), **given)  # type: ignore[arg-type, unused-ignore]
+    given = {key: sql.SQL(part) for key, part in parts.items()}
+    return sql.SQL(text).format(t=sql.SQL(table), **given)
 
 
 def publish(db: Database, identity: Identity) -> list[str]:

@@ -108,7 +108,7 @@ class Mallory:
     def do(self, *statements: str) -> None:
         """Run statements in his session."""
         for statement in statements:
-            self.conn.execute(sql.SQL(statement))  # type: ignore[arg-type, unused-ignore]
+            self.conn.execute(sql.SQL(statement))
 
     @property
     def sprung(self) -> int:
@@ -367,7 +367,7 @@ def test_cast_of_his_is_not_run_by_our_trigger(
             ):
                 # That one fails in a session that knows the old type does no harm here.
                 with contextlib.suppress(psycopg.errors.DatatypeMismatch):
-                    session.execute(sql.SQL(statement))  # type: ignore[arg-type, unused-ignore]
+                    session.execute(sql.SQL(statement))
                     written.append(statement)
 
     with (

@@ -63,7 +63,7 @@ def identifier(table: str) -> sql.Identifier:
 
 
 def formatted(text: str, table: str, n: int = 0) -> sql.Composed:
-    return sql.SQL(text).format(t=identifier(table), n=sql.Literal(n))  # type: ignore[arg-type, unused-ignore]
+    return sql.SQL(text).format(t=identifier(table), n=sql.Literal(n))
 
 
 class Publisher:

@@ -91,7 +91,7 @@ def rows(db: Database, table: str) -> list[str]:
 
 def name(table: str) -> sql.SQL:
     """A name written as in SQL, to be put into a statement."""
-    return sql.SQL(table)  # type: ignore[arg-type, unused-ignore]
+    return sql.SQL(table)
 
 
 def definition(db: Database) -> str:

@@ -54,8 +54,8 @@ class Play:
     def each(self, on_table: str, on_model: str) -> None:
         """Run one script that writes to the table, another that writes to the model, in one transaction."""
         with self._writer.transaction():
-            self._writer.execute(sql.SQL(on_table))  # type: ignore[arg-type, unused-ignore]
-            self._writer.execute(sql.SQL(on_model))  # type: ignore[arg-type, unused-ignore]
+            self._writer.execute(sql.SQL(on_table))
+            self._writer.execute(sql.SQL(on_model))
 
     def repack(self, **options: Any) -> Result:
         """Repack the table in this thread, with full verification."""
@@ -117,7 +117,7 @@ class Holder:
     def hold(self) -> None:
         """Take the lock."""
         for statement in self._statements:
-            self.conn.execute(sql.SQL(statement))  # type: ignore[arg-type, unused-ignore]
+            self.conn.execute(sql.SQL(statement))
 
     def on_progress(self, progress: Progress) -> None:
         """Let go when the run waits."""

@@ -205,7 +205,7 @@ def _rows(table: Table, source: sql.Composable, condition: sql.Composable) -> sq
 def _text(order: str) -> sql.SQL:
     # The user's own words, the only ones that are put into a statement: see `check`. A line break must follow, since
     # they may end in a comment.
-    return sql.SQL(order)  # type: ignore[arg-type, unused-ignore]
+    return sql.SQL(order)
 
 
 # ---- what is to be done
