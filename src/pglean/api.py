@@ -21,10 +21,8 @@ from pglean.options import Compression, InvalidIndexes, Options, Verify, Window
 from pglean.progress import Callback, Progress
 from pglean.result import ReindexResult, Result
 from pglean.rewrite import cleanup as _cleanup
-from pglean.rewrite import job as jobs
 from pglean.rewrite import pipeline, preflight, schema, steering
 from pglean.rewrite import status as runs
-from pglean.rewrite.job import Stored
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.status import Finished, Status
 from pglean.selection import Chosen, Selection
@@ -191,13 +189,14 @@ class Database:
         Returns what was done; what was not, with its error, is in `failures` of the result (`error` sums it up).
         Raises `Refused`, `UsageError` or `Incomplete` where nothing at all could be done.
         """
-        options = _options(None, {"tablespace": tablespace, "jobs": jobs, "wait_timeout_s": wait_timeout_s})
+        plan = self.plan_reindex(
+            tables, parents=parents, indexes=indexes, tablespace=tablespace, jobs=jobs, wait_timeout_s=wait_timeout_s
+        )
         with _told(self.server):
-            plan = _reindex_plan.plan(self.server, Choice(tuple(tables), tuple(parents), tuple(indexes)), options)
             for finding in plan.warnings:
                 if on_progress is not None:
                     on_progress(Progress(0, "", "planned", message=f"warning: {finding}"))
-            return _reindex.run(self.server, plan, options, on_progress)
+            return _reindex.run(self.server, plan, on_progress)
 
     def resume(
         self,
@@ -217,11 +216,7 @@ class Database:
             self._check_primary()
             given = {"wait_timeout_s": wait_timeout_s, "kill_backend": kill_backend}
             changes = {name: value for name, value in given.items() if value is not None}
-            stored = self._resumable(job) if changes else None
-            if stored is None:
-                return pipeline.resume(self.server, job, on_progress)
-            options = _options(stored.options, changes)
-            return pipeline.repack(self.server, stored.relation, options, on_progress, only=job)
+            return pipeline.resume(self.server, job, changes, on_progress)
 
     def pause(self, job: int, *, wait_s: float = 3600.0) -> None:
         """Ask a run of another process to stop after what it has begun, and wait for that; `resume` continues.
@@ -302,13 +297,6 @@ class Database:
                 "the server is a standby",
                 hint="Connect to its primary: what stands here is that one's, only to be read.",
             )
-
-    def _resumable(self, job: int) -> Stored | None:
-        """A run of which there is more to be done than to be finished; None where there is no such."""
-        with self.server.connect("resume") as conn:
-            stored = jobs.load(conn, job) if schema.present(conn) else None
-        over = stored is None or stored.phase.over or stored.phase.swapped or stored.state == "remains"
-        return None if over else stored
 
     def _oid(self, table: str) -> int:
         with self.server.connect("preflight") as conn:

@@ -342,6 +342,24 @@ def lock_types(conn: Connection) -> None:
     conn.execute("LOCK TABLE pg_catalog.pg_type IN SHARE MODE")
 
 
+def lock_index(conn: Connection, schema: str, name: str, *, hold_schema: bool) -> None:
+    """SHARE UPDATE EXCLUSIVE on an index, until `let_index_go`, by a COMMENT that is never committed.
+
+    `hold_schema`, for superusers: its schema keeps its name until the end of the open transaction.
+    Raises psycopg's LockNotAvailable after 200 ms, and what it raises where the name means no index.
+    """
+    conn.execute("SET LOCAL lock_timeout = '200ms'")
+    if hold_schema:
+        conn.execute(query("locks.hold_schema"), {"schema": schema})
+    conn.execute("SAVEPOINT pglean_index")
+    conn.execute(sql.SQL("COMMENT ON INDEX {} IS NULL").format(sql.Identifier(schema, name)))
+
+
+def let_index_go(conn: Connection) -> None:
+    """Undo `lock_index`, but for the schema. On exit: the transaction is still open."""
+    conn.execute("ROLLBACK TO SAVEPOINT pglean_index")
+
+
 def _renamed(table: Table) -> TableChanged:
     return TableChanged(
         f"table {table.qualified_name} was renamed, dropped or replaced by another session",

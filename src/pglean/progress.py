@@ -12,9 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-#: How messages begin that tell what is done, and nothing that has happened to the run.
-_INFORMATION = ("goes on with run ", "the rows are sorted ")
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -37,6 +34,8 @@ class Progress:
     waiting_for: str = ""
     #: A line for people, e.g. that writers are being slowed down; empty without news.
     message: str = ""
+    #: Whether it tells what is done, and nothing that has happened to the run: it asks for nobody's attention.
+    informational: bool = False
     #: Seconds since the run began, and since the phase began.
     elapsed_s: float = 0.0
     phase_s: float = 0.0
@@ -50,11 +49,6 @@ class Progress:
     def waiting(self) -> str:
         """What to say of `waiting_for`; empty where there is nothing."""
         return waiting_text(self.waiting_for, throttled=self.throttled)
-
-    @property
-    def informational(self) -> bool:
-        """Whether the message asks for nobody's attention."""
-        return self.message.startswith(_INFORMATION)
 
     @property
     def fraction(self) -> float | None:
@@ -153,13 +147,13 @@ class Reporter:
         self.update(waiting_for=reason, throttled=throttled)
         self._tell(force=True)
 
-    def message(self, text: str) -> None:
-        """Something that a person should read."""
+    def message(self, text: str, *, informational: bool = False) -> None:
+        """A line for people."""
         with self._lock:
-            self._state = replace(self._state, message=text)
+            self._state = replace(self._state, message=text, informational=informational)
         self._tell(force=True)
         with self._lock:
-            self._state = replace(self._state, message="")
+            self._state = replace(self._state, message="", informational=False)
 
     def update(self, **changes: Any) -> None:
         with self._lock:

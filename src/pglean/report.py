@@ -198,7 +198,8 @@ def reindex_plan_summary(plan: ReindexPlan) -> RenderableType:
         for index in work.removals:
             lines.append(Text(f"index {index.qualified_name} would be dropped. {index.story}"))
     if rebuilds := [index for work in plan.works for index in work.rebuilds]:
-        where = "" if plan.tablespace is None else f", and moved to tablespace {quote_name(plan.tablespace)}"
+        tablespace = plan.options.tablespace
+        where = "" if tablespace is None else f", and moved to tablespace {quote_name(tablespace)}"
         grid = Grid(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
         grid.add_column(f"would be rebuilt{where}", footer="total", overflow="fold")
         total = sum(index.bytes for index in rebuilds)
@@ -215,7 +216,7 @@ def reindex_plan_json(plan: ReindexPlan) -> dict[str, object]:
     """The same for machines."""
     return {
         "status": "planned",
-        "tablespace": plan.tablespace,
+        "tablespace": plan.options.tablespace,
         "indexes": [
             {"index": index.qualified_name, "table": work.relation.qualified_name, "bytes": index.bytes}
             for work in plan.works

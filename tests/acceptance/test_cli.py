@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_options_of_the_new_files_arrive(stage: Stage, run: Run) -> None:
 def test_no_analyze(stage: Stage, run: Run) -> None:
     for option, expected in (("-Z", False), ("-q", True)):
         reached: list[bool] = []
-        with pausepoint.intercept("analyze", lambda reached=reached: reached.append(True)):  # type: ignore[misc]
+        with pausepoint.intercept("analyze", partial(reached.append, True)):
             assert run("repack", "-t", "items", option)[0] == 0
         assert bool(reached) == expected
 

@@ -135,7 +135,7 @@ def test_messages_carry_the_table_and_their_weight(stage: Stage, run: Run, capsy
         assert run("repack", "-t", "items", "-o", "amount", *arguments) == (0, "", "")
     assert "pglean: public.items: the rows are sorted " in run("repack", "-t", "items", "-o", "amount")[2]
     with progress_display(console(stderr=True), progress=False) as tell:
-        tell(Progress(0, "public.t", "planned", message="goes on with run 7, which had come to ready"))
+        tell(Progress(0, "public.t", "planned", message="goes on with run 7", informational=True))
         tell(Progress(0, "public.t", "planned", message="cancelled pid 7"))
         tell(Progress(0, "", "planned", message="warning: late"))
     assert capsys.readouterr().err == "pglean: public.t: cancelled pid 7\npglean: warning: late\n"

@@ -256,6 +256,7 @@ def test_signal_takes_no_lock(stage: Stage) -> None:
     """Its handler may interrupt a thread anywhere, even where it holds the lock that the cancelling needs."""
     with pglean.connect(stage.db.conninfo) as database, interruptible(database):
         server = database.server
+        # The lock within the Event, which nothing public leads to.
         with server._cancelled._cond:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Interrupted, match="SIGINT"):

@@ -209,7 +209,9 @@ def test_member_of_a_superuser(table: Database, role: Callable[[str], str], supe
     table.execute(sql.SQL("GRANT {} TO wheel").format(sql.Identifier(superuser)))
     finding = refused(table, "wheel")
     assert finding.hint
-    options, told = re.fullmatch(r'Connect with PGOPTIONS=(.*): "wheel" may (.*)', finding.hint, re.DOTALL).groups()  # type: ignore[union-attr]
+    hint = re.fullmatch(r'Connect with PGOPTIONS=(.*): "wheel" may (.*)', finding.hint, re.DOTALL)
+    assert hint is not None
+    options, told = hint.groups()
     assert told == f'work as superuser "{superuser}".'
     # As a shell would read it.
     (options,) = shlex.split(options)

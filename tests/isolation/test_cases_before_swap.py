@@ -10,6 +10,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -78,7 +79,7 @@ def test_write_is_taken_up(play: Play, case: str) -> None:
         for number, moment in enumerate(MOMENTS):
             first = 250 * number + 101
             rows = {"a": first, "b": first + 30, "x": first + 5000, "y": first + 6000}
-            stack.enter_context(at(moment, lambda rows=rows: play.both(WRITES[case], **rows)))  # type: ignore[misc]
+            stack.enter_context(at(moment, partial(play.both, WRITES[case], **rows)))
         play.repack()
     play.check()
 
@@ -146,7 +147,7 @@ def test_rows_moved_between_partitions(play: Play, method: str) -> None:
 
     with contextlib.ExitStack() as stack:
         for number, moment in enumerate(MOMENTS):
-            stack.enter_context(at(moment, lambda low=400 * number: act(low)))  # type: ignore[misc]
+            stack.enter_context(at(moment, partial(act, 400 * number)))
         play.repack()
     play.check()
     assert oracle.rows(play.db, "t_other") == oracle.rows(play.db, "m_other")
@@ -174,7 +175,7 @@ def test_foreign_keys_cascade_in_both_directions(play: Play) -> None:
 
     with contextlib.ExitStack() as stack:
         for number, moment in enumerate(MOMENTS):
-            stack.enter_context(at(moment, lambda grp=5 * number: act(grp)))  # type: ignore[misc]
+            stack.enter_context(at(moment, partial(act, 5 * number)))
         play.repack()
     play.check()
     assert play.db.scalar("SELECT count(*) FROM child") > 100
@@ -515,7 +516,8 @@ def test_publisher(play: Play, other: Database, tables: str, first_run: bool) ->
                 stack.enter_context(
                     at(
                         moment,
-                        lambda number=number: play.both(  # type: ignore[misc]
+                        partial(
+                            play.both,
                             "UPDATE {t} SET v = 'during', big = repeat(md5(v), 300) WHERE grp = {grp};"
                             "INSERT INTO {t} (id, u) VALUES ({x}, {x}); DELETE FROM {t} WHERE id = 100 * {grp} + 1",
                             grp=number,
@@ -549,7 +551,7 @@ def test_subscriber(play: Play, other: Database) -> None:
 
         with contextlib.ExitStack() as stack:
             for number, moment in enumerate(MOMENTS):
-                stack.enter_context(at(moment, lambda number=number: act(number)))  # type: ignore[misc]
+                stack.enter_context(at(moment, partial(act, number)))
             play.repack()
         other.execute("UPDATE t SET v = 'later'; UPDATE m SET v = 'later'")
         oracle.until(lambda: replicated(play, other), "the changes are applied")

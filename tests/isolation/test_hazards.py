@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import psycopg
 import pytest
@@ -163,7 +164,7 @@ def test_09_vacuum_of_table_and_shadow_wait_for_the_swap(play: Play) -> None:
         shadow = play.db.scalar("SELECT oid::regclass::text FROM pg_class WHERE relname ~ '^shadow_[0-9]+$'")
         for name in ("t", shadow):
             conn = play.db.connect()
-            vacuums.append(Background(lambda conn=conn, name=name: conn.execute(f"VACUUM (FREEZE) {name}")))  # type: ignore[misc]
+            vacuums.append(Background(partial(conn.execute, f"VACUUM (FREEZE) {name}")))
         oracle.until(
             lambda: play.db.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IS NOT NULL") == 2,
             "both VACUUMs wait for their locks",

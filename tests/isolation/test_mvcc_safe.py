@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -364,7 +365,7 @@ def test_reader_who_writes_while_the_lock_is_raised_is_no_victim(play: Play, mon
         change()
 
     with (
-        at(BEFORE_LOCK, lambda: conn.execute("BEGIN; SELECT count(*) FROM t")),  # type: ignore[arg-type]
+        at(BEFORE_LOCK, partial(conn.execute, "BEGIN; SELECT count(*) FROM t")),
         at(SAFE, lambda: running.append(Background(come_soon))),
     ):
         play.repack(mvcc_safe=True, lock_timeout_ms=600, max_lock_ms=5000)
@@ -441,8 +442,13 @@ def test_ddl_that_comes_under_the_lock_is_let_through(play: Play, when: str, mon
             return beside(*args)
 
         monkeypatch.setattr(swap, "_refresh_beside", come_before)
+
+    def begin() -> None:
+        reader.begin()
+        write(play)
+
     with contextlib.ExitStack() as stack:
-        stack.enter_context(at(BEFORE_LOCK, lambda: (reader.begin(), write(play))))  # type: ignore[arg-type, func-returns-value]
+        stack.enter_context(at(BEFORE_LOCK, begin))
         if when == "snapshots":
             stack.enter_context(at(SAFE, come))
         play.repack(mvcc_safe=True, max_lock_ms=5000, on_progress=reader.on_progress)
@@ -541,7 +547,7 @@ def test_trickle_of_writers(play: Play) -> None:
             counts[number] += 1
             stop.wait(0.04)
 
-    threads = [Background(lambda number=number: trickle(number)) for number in range(2)]  # type: ignore[misc]
+    threads = [Background(partial(trickle, number)) for number in range(2)]
     try:
         play.repack(mvcc_safe=True, wait_timeout_s=30)
     finally:
@@ -593,8 +599,8 @@ def test_invariant_within_every_snapshot(play: Play, seed: int, round_: int) -> 
                     wrong.append(found)
             stop.wait(rng.random() * 0.3)
 
-    threads = [Background(lambda number=number: move(number)) for number in range(3)]  # type: ignore[misc]
-    threads += [Background(lambda number=number: read(number)) for number in range(3)]  # type: ignore[misc]
+    threads = [Background(partial(move, number)) for number in range(3)]
+    threads += [Background(partial(read, number)) for number in range(3)]
     try:
         for _ in range(2):
             with contextlib.suppress(LockNotObtained):

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg
 import pytest
@@ -91,7 +92,7 @@ def standing_still(points: tuple[str, ...], times: int, wait: Callable[[], None]
 
     with contextlib.ExitStack() as stack:
         for point in points:
-            stack.enter_context(pausepoint.intercept(point, lambda point=point: pause(point)))  # type: ignore[misc]
+            stack.enter_context(pausepoint.intercept(point, partial(pause, point)))
         yield
 
 

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from psycopg import errors as pg
@@ -124,7 +125,7 @@ def repack(
 
     with contextlib.ExitStack() as stack:
         for number, point in enumerate(POINTS[: len(during)]):
-            stack.enter_context(once(point, lambda number=number: change(number)))  # type: ignore[misc]
+            stack.enter_context(once(point, partial(change, number)))
         with pglean.connect(db.conninfo) as database:
             result = database.repack(table, **{"verify": "full", "jobs": 2, **options})
     after = observe(db, table)

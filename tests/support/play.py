@@ -75,7 +75,7 @@ class Play:
 
 
 @contextlib.contextmanager
-def at(point: str, action: Callable[[], None], *, nth: int = 1) -> Iterator[None]:
+def at(point: str, action: Callable[[], object], *, nth: int = 1) -> Iterator[None]:
     """Run the action when a run comes to the point for the nth time; it must come there."""
     lock = threading.Lock()
     count = 0

@@ -79,7 +79,7 @@ ORDER = [
 PURE = ["errors", "table", "options", "result", "rewrite.phase"]
 
 CATALOG_WRITE = re.compile(r"\b(?:UPDATE|DELETE\s+FROM|INSERT\s+INTO)\s+(?:ONLY\s+)?pg_catalog\.pg_")
-LOCK_TABLE = re.compile(r"\bLOCK\s+TABLE\b")
+LOCK_TABLE = re.compile(r"\bLOCK\s+TABLE\b|\bCOMMENT\s+ON\b")
 
 # Imports a module as if pglean/__init__.py, which exports everything, were empty, and with the
 # driver out of reach.

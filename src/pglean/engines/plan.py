@@ -53,8 +53,8 @@ class ReindexPlan:
     """What is to be done, and what cannot be."""
 
     works: tuple[Work, ...]
-    #: Where the indexes are to be moved; None: they stay where they are.
-    tablespace: str | None
+    #: Of which matter: tablespace (None: they stay where they are), jobs, and how long locks are waited for.
+    options: Options
     #: By the name of the index or table.
     failures: dict[str, PgleanError]
     warnings: tuple[Finding, ...]
@@ -257,4 +257,4 @@ class _Plan:
     def finished(self) -> ReindexPlan:
         """The table with most to be done comes first: begun last, it would be worked on alone."""
         works = sorted(self._works, key=lambda work: -work.bytes)
-        return ReindexPlan(tuple(works), self._options.tablespace, self._failures, tuple(self._warnings), self._skipped)
+        return ReindexPlan(tuple(works), self._options, self._failures, tuple(self._warnings), self._skipped)

@@ -33,7 +33,6 @@ from pglean.engines.removal import is_left, remove
 from pglean.engines.watch import Place, Watch
 from pglean.errors import ConnectionLost, Interrupted, LockNotObtained, PgleanError, Refused
 from pglean.locks import Patience, Policy, claim, patiently, release
-from pglean.options import Options
 from pglean.pausepoint import reach
 from pglean.progress import Callback, Reporter
 from pglean.result import RebuiltIndex, ReindexResult
@@ -44,13 +43,13 @@ from pglean.sql import query
 _UNDO_WAIT_S, _RECONNECT_S = 10.0, 30.0
 
 
-def run(server: Server, plan: ReindexPlan, options: Options, on_progress: Callback | None = None) -> ReindexResult:
+def run(server: Server, plan: ReindexPlan, on_progress: Callback | None = None) -> ReindexResult:
     """Remove and rebuild what was planned; what fails is in the result, and nothing of it is left, or it is told.
 
     Locks: SHARE UPDATE EXCLUSIVE on each table in turn, its first request for at most `wait_timeout_s`; then all
     transactions are waited for that use it, as long as they last.
     """
-    return _Run(server, plan, options, on_progress).all()
+    return _Run(server, plan, on_progress).all()
 
 
 @dataclass(slots=True)
@@ -90,9 +89,9 @@ class _Outcome:
 class _Run:
     """One run: a thread per table, as many at a time as there are jobs."""
 
-    def __init__(self, server: Server, plan: ReindexPlan, options: Options, on_progress: Callback | None) -> None:
-        self._server, self._plan, self._options, self._on_progress = server, plan, options, on_progress
-        self._policy = Policy.of(options)
+    def __init__(self, server: Server, plan: ReindexPlan, on_progress: Callback | None) -> None:
+        self._server, self._plan, self._on_progress = server, plan, on_progress
+        self._policy = Policy.of(plan.options)
         self._watch = Watch(server)
         self._lock = threading.Lock()
         self._out = _Outcome(failures=dict(plan.failures))
@@ -101,7 +100,7 @@ class _Run:
         started = time.monotonic()
         with self._watch:
             try:
-                with ThreadPoolExecutor(self._options.jobs, thread_name_prefix="pglean reindex") as pool:
+                with ThreadPoolExecutor(self._plan.options.jobs, thread_name_prefix="pglean reindex") as pool:
                     try:
                         list(pool.map(self._tables, _by_run(self._plan.works)))
                     except BaseException:
@@ -224,11 +223,9 @@ class _Run:
 
     def _statement(self, index: Candidate) -> sql.Composed:
         name = sql.Identifier(index.schema, index.name)
-        if self._plan.tablespace is None:
+        if (tablespace := self._plan.options.tablespace) is None:
             return sql.SQL("REINDEX INDEX CONCURRENTLY {}").format(name)
-        return sql.SQL("REINDEX (CONCURRENTLY, TABLESPACE {}) INDEX {}").format(
-            sql.Identifier(self._plan.tablespace), name
-        )
+        return sql.SQL("REINDEX (CONCURRENTLY, TABLESPACE {}) INDEX {}").format(sql.Identifier(tablespace), name)
 
     def _named(self, conn: Connection, index: Candidate) -> tuple[int, str] | None:
         """The valid index that has the name now, and its tablespace."""
@@ -329,7 +326,7 @@ class _Run:
         if isinstance(attempt.error, LockNotObtained) or attempt.oid not in new:
             return False
         found = self._named(conn, attempt.index)
-        return found is not None and found[0] != attempt.oid and self._plan.tablespace in (None, found[1])
+        return found is not None and found[0] != attempt.oid and self._plan.options.tablespace in (None, found[1])
 
     def _drop(self, conn: Connection, left: Candidate, attempt: _Attempt, policy: Policy) -> None:
         name = left.qualified_name

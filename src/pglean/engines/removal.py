@@ -30,6 +30,7 @@ from psycopg import sql
 
 from pglean.engines.candidate import Candidate, builder
 from pglean.errors import LockNotObtained
+from pglean.locks import let_index_go, lock_index
 from pglean.pausepoint import reach
 from pglean.server import Connection, Server, scalar
 from pglean.sql import query
@@ -75,15 +76,10 @@ def remove(
 def _lock(server: Server, session: Connection, index: Candidate, wait_timeout_s: float) -> bool:
     """Open a transaction that has the index locked; False, without one, where there is nothing to remove."""
     deadline = time.monotonic() + wait_timeout_s
-    name = sql.Identifier(index.schema, index.name)
     while True:
         session.execute("BEGIN")
         try:
-            session.execute("SET LOCAL lock_timeout = '200ms'")
-            if server.capabilities.is_superuser:
-                session.execute(query("reindex.hold_schema"), {"schema": index.schema})
-            session.execute("SAVEPOINT guarded")
-            session.execute(sql.SQL("COMMENT ON INDEX {} IS NULL").format(name))
+            lock_index(session, index.schema, index.name, hold_schema=server.capabilities.is_superuser)
             if _is_invalid(session, index):
                 return True
             session.execute("ROLLBACK")
@@ -138,7 +134,7 @@ class _Guard:
                 reach("reindex: drop in line")
                 self.changed = not _is_invalid(self._session, self._index)
                 if not self.changed:
-                    self._session.execute("ROLLBACK TO SAVEPOINT guarded")
+                    let_index_go(self._session)
         except psycopg.Error as error:
             self.error = error
         if self.changed or self.error is not None:

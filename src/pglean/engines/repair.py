@@ -6,6 +6,8 @@ another session builds just now is left alone; the rewrite then refuses the tabl
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pglean.engines import candidate, reindex
 from pglean.engines.candidate import Candidate, Relation
 from pglean.engines.plan import ReindexPlan, Work
@@ -97,8 +99,9 @@ def repair(server: Server, oid: int, options: Options, on_progress: Callback | N
     rebuild = options.invalid_indexes is InvalidIndexes.REBUILD
     rebuilds = tuple(index for index in invalid if rebuild and not index.leftover)
     removals = tuple(index for index in invalid if index not in rebuilds)
-    plan = ReindexPlan((Work(relation, removals, rebuilds),), None, {}, ())
-    result = reindex.run(server, plan, options, on_progress)
+    # They stay where they are; the rewrite moves them.
+    here = replace(options, tablespace=None, move_indexes=False)
+    result = reindex.run(server, ReindexPlan((Work(relation, removals, rebuilds),), here, {}, ()), on_progress)
     if result.ended_by is not None:
         raise result.ended_by
     if result.failures:

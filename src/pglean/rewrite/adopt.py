@@ -10,6 +10,7 @@ indexes are, and compared again, under the lock, at every later step.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pglean import catalog
@@ -45,7 +46,7 @@ def take_up(run: Run) -> str:
     before, after = _by_oid(old), _by_oid(found)
     for oid in before:
         if before[oid] != after.get(oid):
-            run.again(lambda oid=oid: indexes.forget(run, conn, oid))  # type: ignore[misc]
+            run.again(partial(indexes.forget, run, conn, oid))
     jobs.adopt(conn, run.job.id, found)
     run.job = replace(run.job, table=replace(run.table, indexes=table.indexes, key=table.key), fingerprint=found)
     run.twins = jobs.twins(conn, run.job.id)

@@ -248,7 +248,7 @@ def run(run: Run) -> None:
     if order is None:
         run.reporter.total(run.pieces, "blocks")
     else:
-        run.reporter.message(f"the rows are sorted {order.way}: {order.reason}")
+        run.reporter.message(f"the rows are sorted {order.way}: {order.reason}", informational=True)
         # Of a single statement nobody knows how far it has come.
         run.reporter.total(run.pieces if order.ranges is not None else 0, "ranges")
     run.reporter.resumed(sum(end - first for first, end, _ in done), rows=sum(rows for _, _, rows in done))

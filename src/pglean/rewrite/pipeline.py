@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg import errors as pg
@@ -210,9 +210,12 @@ def repack(
     raise AssertionError("unreachable")
 
 
-def resume(server: Server, job_id: int, on_progress: Callback | None = None) -> Result | None:
-    """Go on with a run that was interrupted or kept, with its own options; None where it only had to be finished.
+def resume(
+    server: Server, job_id: int, changes: dict[str, Any] | None = None, on_progress: Callback | None = None
+) -> Result | None:
+    """Go on with a run that was interrupted or kept; None where it only had to be finished.
 
+    With its own options, but for `changes`, which are the run's from then on.
     Raises `UsageError` where there is no such run, or it is over; else what `repack` raises.
     """
     with server.connect("resume") as conn:
@@ -229,7 +232,7 @@ def resume(server: Server, job_id: int, on_progress: Callback | None = None) -> 
             raise UsageError(
                 f"run {job_id} was undone, but for what could not be removed", hint="Run `pglean cleanup`."
             )
-    return repack(server, stored.relation, stored.options, on_progress, only=job_id)
+    return repack(server, stored.relation, replace(stored.options, **(changes or {})), on_progress, only=job_id)
 
 
 def _finish(server: Server, conn: Connection, job_id: int) -> None:
@@ -303,16 +306,16 @@ def _begin(
     """
     table = plan.table
 
-    def tell(text: str) -> None:
+    def tell(text: str, *, informational: bool = False) -> None:
         if on_progress is not None:
-            on_progress(Progress(0, table.qualified_name, "planned", message=text))
+            on_progress(Progress(0, table.qualified_name, "planned", message=text, informational=informational))
 
     if (kept := plan.kept) is not None:
         try:
             epoch = jobs.revive(keeper, control, kept, plan.options, __version__)
         except pg.LockNotAvailable as error:
             raise LockNotObtained(f"a session of run {kept.id} is still at work") from error
-        tell(f"goes on with run {kept.id}, which had come to {kept.phase.label}")
+        tell(f"goes on with run {kept.id}, which had come to {kept.phase.label}", informational=True)
         # Its own order, by which the rest is copied as well.
         job = jobs.Job(kept.id, table, plan.options, kept.fingerprint, kept.order, epoch)
         return job, RESUMES_WITH[kept.phase], kept.capture, kept.pieces or 0

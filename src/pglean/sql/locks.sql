@@ -50,6 +50,10 @@ SELECT 'pid ' || a.pid || ' (' || concat_ws(', ', nullif(a.backend_type, 'client
                   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                   AND l.mode = ANY (%(modes)s))
 
+-- name: hold_schema
+-- Keeps the schema from being renamed, but not from anything else.
+SELECT FROM pg_namespace WHERE nspname = %(schema)s FOR KEY SHARE
+
 -- name: claimed
 SELECT EXISTS (SELECT FROM pg_locks
                 WHERE locktype = 'advisory' AND granted AND objsubid = 1

@@ -65,10 +65,6 @@ SELECT 'pid ' || l.pid || coalesce(' (' || nullif(concat_ws(', ', a.usename, nul
                           AND (%(index)s = 0 OR coalesce(nullif(p.index_relid, 0), %(index)s) = %(index)s)))
  LIMIT 1
 
--- name: hold_schema
--- Keeps the schema from being renamed, but not from anything else.
-SELECT FROM pg_namespace WHERE nspname = %(schema)s FOR KEY SHARE
-
 -- name: still_invalid
 -- Whether it is there, by this name, and invalid.
 SELECT EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
