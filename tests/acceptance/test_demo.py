@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
@@ -26,6 +25,7 @@ from pglean.demo.report import compare, slices, windows
 from pglean.demo.traffic import Log
 from pglean.embedded import EmbeddedError, find_binaries
 from pglean.result import Result
+from tests.support.oracle import until
 
 SMALL = ("--rows", "4000", "--seconds", "1", "--clients", "3", "--rate", "300")
 
@@ -56,27 +56,24 @@ class Demo:
         return self._errors.read_text()
 
     def wait_until_told(self, text: str) -> None:
-        deadline = time.monotonic() + 60
-        while text not in self.told():
-            assert self.process.poll() is None, self.told()
-            assert time.monotonic() < deadline, self.told()
-            time.sleep(0.02)
+        until(lambda: text in self.told() or self.process.poll() is not None, f"it says {text!r}", 60)
+        assert text in self.told()
 
     def finish(self) -> str:
         """Wait for its end; returns its standard output."""
-        while self.process.poll() is None:
+
+        def ended() -> bool:
             self._look_for_servers()
-            time.sleep(0.05)
+            return self.process.poll() is not None
+
+        until(ended, "it has ended", 120)
         assert self.process.stdout is not None
         return self.process.stdout.read()
 
     def assert_nothing_left(self) -> None:
         """No client, no server, no file; some of it may take a moment to go."""
         assert self._servers, "the server was never seen: the test looks in the wrong place"
-        deadline = time.monotonic() + 20
-        while left := self._left():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.05)
+        until(lambda: not self._left(), "nothing of it is left")
 
     def _left(self) -> list[str]:
         return [

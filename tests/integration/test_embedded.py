@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -16,22 +14,17 @@ import pytest
 from pglean import programs
 from pglean.embedded import EmbeddedError, EmbeddedServer, find_binaries
 from tests.servers import SETTINGS, Database, create_database
+from tests.support.oracle import until
 
 OWNER = """\
-import sys, time
+import sys
 from pathlib import Path
 from pglean.embedded import EmbeddedServer
 server = EmbeddedServer(Path(sys.argv[1])).start()
 print(server.pid, server.socket_dir, flush=True)
-time.sleep(float(sys.argv[2]))
+if sys.argv[2] == "stay":
+    sys.stdin.read()
 """
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out waiting until {what}"
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
@@ -138,7 +131,7 @@ def test_standby_follows(bindir: Path) -> None:
     ):
         with psycopg.connect(primary.conninfo(), autocommit=True) as session:
             session.execute("CREATE TABLE t AS SELECT 42 AS a")
-        wait_until(
+        until(
             lambda: scalar(standby.conninfo(), "SELECT to_regclass('t')") is not None,
             "the table arrives at the standby",
         )
@@ -150,17 +143,17 @@ def test_standby_follows(bindir: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("how", ["killed", "exits"])
 def test_does_not_outlive_its_owner(bindir: Path, how: str) -> None:
-    lifetime_s = "600" if how == "killed" else "0"
+    errand = "stay" if how == "killed" else "go"
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(bindir), lifetime_s], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWNER, str(bindir), errand], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout is not None
         pid, directory = owner.stdout.readline().split()
         if how == "killed":
             assert is_alive(int(pid))
             owner.send_signal(signal.SIGKILL)
-    wait_until(lambda: not is_alive(int(pid)), "the server is gone")
-    wait_until(lambda: not Path(directory).exists(), "its directory is gone")
+    until(lambda: not is_alive(int(pid)), "the server is gone")
+    until(lambda: not Path(directory).exists(), "its directory is gone")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")

@@ -71,7 +71,7 @@ ORDERS = {
     "operator": "n USING OPERATOR(pg_catalog.>), id",
     "comment": "n, id -- as ever",
     "comment in between": "n /* ; ) */, id",
-    "marks of the driver": "n % 10, '{}%s' || v, '%(x)s{x}' || w, id",
+    "marks of the driver": "n % 10, '{}%s'::text || v, '%(x)s{x}'::text || w, id",
     "literals": "n = 5 DESC, v LIKE '%x%'::text, $$a;b$$::text || v, id",
     "case": "CASE WHEN id % 2 = 0 THEN n END, id",
     "brackets": "(((n))), (id)",

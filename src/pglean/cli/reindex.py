@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from pglean.api import Database
 from pglean.catalog import split_names
 from pglean.cli.connection import as_utf8, connection_options, interruptible, open_database
 from pglean.cli.display import console, progress_display
-from pglean.cli.messages import LEVELS, logged
+from pglean.cli.messages import LEVELS, begin_messages, message_options
 from pglean.errors import Incomplete, PgleanError, UsageError
 from pglean.options import Options
 from pglean.report import error_json, error_text, reindex_plan_json, reindex_plan_summary, reindex_summary
@@ -54,17 +53,7 @@ _DEFAULTS = Options()
     help="How long to wait for the lock with which a rebuild begins.",
 )
 @click.option("-N", "--dry-run", is_flag=True, help="Show what would be done, with sizes, and do nothing.")
-@click.option("-e", "--echo", is_flag=True, help="Show the statements that are sent.")
-@click.option(
-    "-E",
-    "--elevel",
-    type=click.Choice(LEVELS, case_sensitive=False),
-    default="INFO",
-    show_default=True,
-    help="Least severe messages to show.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Result as JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
+@message_options
 def reindex_command(
     tables: tuple[str, ...],
     parents: tuple[str, ...],
@@ -98,10 +87,8 @@ def reindex_command(
         dry_run=dry_run,
         as_json=as_json,
         quiet=quiet,
-        level=LEVELS.index(elevel.upper()),
+        level=begin_messages(echo=echo, elevel=elevel),
     )
-    if echo:
-        click.get_current_context().with_resource(logged("pglean.sql", logging.INFO))
     request.run(connection)
 
 

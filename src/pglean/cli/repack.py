@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ import click
 from pglean.catalog import split_names
 from pglean.cli.batch import Work, failure_as_json, repack_database, repack_databases
 from pglean.cli.connection import as_utf8, connection_options, open_database
-from pglean.cli.messages import LEVELS, logged
+from pglean.cli.messages import LEVELS, begin_messages, message_options
 from pglean.cli.reindex import Request, check_usage, without_effect
 from pglean.cli.reindex import names as distinct_names
 from pglean.cli.sections import Section, SectionedCommand
@@ -34,7 +33,6 @@ _WHAT = Section("What is processed")
 _HOW = Section("How it is rewritten")
 _LOCKS = Section("Locks and others")
 _PACE = Section("Pace")
-_SHOWN = Section("What is shown")
 _UNUSED = Section("Options of pg_repack that nothing needs here")
 
 
@@ -153,17 +151,7 @@ class _RepackCommand(SectionedCommand):
     show_default=True,
     help="Wait while less disk space is free on the server, where that can be seen from here.",
 )
-@_SHOWN.option("--json", "as_json", is_flag=True, help="Result as JSON on standard output.")
-@_SHOWN.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
-@_SHOWN.option("-e", "--echo", is_flag=True, help="Show the statements that are sent.")
-@_SHOWN.option(
-    "-E",
-    "--elevel",
-    type=click.Choice(LEVELS, case_sensitive=False),
-    default="INFO",
-    show_default=True,
-    help="Least severe messages to show; DEBUG adds what becomes of each lock.",
-)
+@message_options
 @connection_options
 @_UNUSED.option("-k", "--no-superuser-check", is_flag=True, help="Missing rights are told by preflight.")
 @_UNUSED.option("--no-error-on-publication", is_flag=True, help="Publications are no obstacle.")
@@ -230,11 +218,8 @@ def repack_command(
     4 no lock in time, 5 no connection, or it was lost, 6 table changed by DDL,
     7 verification failed, 8 interrupted, 9 some of several tables not done.
     """
-    context, level = click.get_current_context(), LEVELS.index(elevel.upper())
-    if echo:
-        context.with_resource(logged("pglean.sql", logging.INFO))
+    level = begin_messages(echo=echo, elevel=elevel)
     if level == LEVELS.index("DEBUG"):
-        context.with_resource(logged("pglean.locks", logging.DEBUG))
         unused = {
             "--no-superuser-check": no_superuser_check,
             "--no-error-on-publication": no_error_on_publication,
@@ -252,7 +237,7 @@ def repack_command(
         exclude_extensions=extensions,
     ):
         if level <= LEVELS.index("WARNING"):
-            for warning in without_effect(context):
+            for warning in without_effect(click.get_current_context()):
                 click.echo(f"pglean: warning: {warning}", err=True)
         Request(
             tables=distinct_names("table name", tables),
