@@ -16,7 +16,7 @@ from pglean.errors import Incomplete, PgleanError, Refused, UsageError
 from pglean.result import ReindexResult
 from tests.servers import SETTINGS, Database
 from tests.support import rebuild
-from tests.support.oracle import assert_sound, definition, rows, until
+from tests.support.oracle import assert_sound, definition, name, rows, until
 
 pytestmark = pytest.mark.in_turn
 
@@ -280,6 +280,42 @@ def test_table_and_its_toast_table_at_once(db: Database) -> None:
     assert set(done(result)) == {"public.t_pkey", f"{toast}_index"}
 
 
+def test_invalid_index_of_a_toast_table(db: Database) -> None:
+    """Not one that a failed rebuild has left: the table's only one, which the server has no way to mend."""
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+    db.execute("INSERT INTO t SELECT 1, string_agg(md5(g::text), '') FROM generate_series(1, 1000) AS g")
+    toast = db.scalar("SELECT reltoastrelid::regclass::text FROM pg_class WHERE oid = 't'::regclass")
+    db.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (f"{toast}_index",))
+    for statement in ("REINDEX INDEX", "REINDEX INDEX CONCURRENTLY"):
+        with pytest.raises(psycopg.errors.FeatureNotSupported):
+            db.execute(name(f"{statement} {toast}_index"))
+    assert codes(refusal(db, toast)) == ["invalid-toast-index"]
+    error = refusal(db, indexes=[f"{toast}_index"])
+    assert codes(error) == ["invalid-toast-index"]
+    assert error.message == f"index {toast}_index of a TOAST table is invalid"
+    # The table's own index does not suffer from it.
+    assert done(reindex(db, "t")) == ["public.t_pkey"]
+    # What the hint says can be pasted, and helps.
+    assert error.hint
+    db.execute(name(error.hint.removeprefix("As a superuser: ")))
+    assert db.scalar("SELECT length(v || '') FROM t") == 32000
+    assert done(reindex(db, toast)) == [f"{toast}_index"]
+    assert_sound(db, "t")
+
+
+def test_table_without_indexes(db: Database) -> None:
+    db.execute("CREATE TABLE t (v text); CREATE TABLE u (id int PRIMARY KEY)")
+    with pglean.connect(db.conninfo) as database:
+        (warning,) = database.plan_reindex(["t"]).warnings
+        assert (warning.code, warning.fatal, str(warning)) == ("no-index", False, "public.t has no indexes")
+        # Where single indexes were asked for there is nothing to be told.
+        assert database.plan_reindex([], indexes=["u_pkey"]).warnings == ()
+    told: list[str] = []
+    result = reindex(db, "t", "u", on_progress=lambda progress: told.append(progress.message))
+    assert (result.error, done(result)) == (None, ["public.u_pkey"])
+    assert "warning: public.t has no indexes" in told
+
+
 def test_index_of_a_toast_table_stays_in_its_tablespace(db: Database) -> None:
     db.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
     toast = db.scalar("SELECT reltoastrelid::regclass::text FROM pg_class WHERE oid = 't'::regclass")
@@ -440,6 +476,18 @@ def test_leftovers_of_toast_tables(db: Database, plain_role: str) -> None:
         told: list[str] = []
         assert database.reindex(["t"], on_progress=lambda progress: told.append(progress.message)).removed == ()
         assert any(f"As a superuser: DROP INDEX CONCURRENTLY {left};" in message for message in told)
+    if db.server.version >= 170000:
+        # Who may rebuild but not drop is told who may, and not that it cannot be rebuilt.
+        db.execute(f'GRANT pg_maintain TO "{plain_role}"; GRANT USAGE ON SCHEMA pg_toast TO "{plain_role}"')
+        db.execute("ALTER TABLE t OWNER TO postgres")
+        conninfo = db.server.conninfo(db.name, plain_role)
+        try:
+            for options in ({}, {"tablespace": "pg_default"}):
+                error = refusal(db, indexes=[left], conninfo=conninfo, **options)
+                assert codes(error) == ["leftover"]
+                assert error.hint == f"As its owner: DROP INDEX CONCURRENTLY {left};"
+        finally:
+            db.execute(f'REVOKE pg_maintain FROM "{plain_role}"; REVOKE USAGE ON SCHEMA pg_toast FROM "{plain_role}"')
     assert reindex(db, "t").removed == (left,)
     assert rebuild.invalid(db) == set()
 

@@ -222,14 +222,15 @@ def of_index(index: Candidate, relation: Relation, *, moved: bool = False) -> It
             "The server cannot build such an index while the table is written.",
             f"In a quiet moment, for writers wait meanwhile: REINDEX INDEX {name};",
         )
-    elif not index.valid and relation.kind == "t":
+    elif not index.valid and not index.leftover and relation.kind == "t":
         yield Finding(
             "invalid-toast-index",
             f"index {name} of a TOAST table is invalid",
-            "The server rebuilds such an index only without CONCURRENTLY.",
-            f"In a quiet moment, for writers wait meanwhile: REINDEX INDEX {name};",
+            "The server neither reads such an index nor rebuilds it. Only who changes the catalog by hand makes one.",
+            f"As a superuser: BEGIN; UPDATE pg_index SET indisvalid = true WHERE indexrelid = '{name}'::regclass;"
+            f" REINDEX INDEX {name}; COMMIT;",
         )
-    elif moved and relation.kind == "t":
+    elif moved and not index.leftover and relation.kind == "t":
         yield Finding(
             "toast-tablespace",
             f"index {name} of a TOAST table cannot be moved to another tablespace",

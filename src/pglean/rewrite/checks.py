@@ -20,6 +20,8 @@ from pglean.table import Table, quote_name
 
 #: The oldest server that can read a range of blocks without reading the rest (TID range scan).
 OLDEST = 140000
+#: How long a transaction may have been open, in seconds, before it is told that it holds the vacuum horizon.
+_LONG_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class Facts:
     busy: bool
     #: Publications FOR ALL TABLES.
     all_tables: tuple[str, ...]
-    #: Who holds the vacuum horizon for more than five minutes: one phrase each.
-    horizon_holders: tuple[str, ...]
+    #: Who holds the vacuum horizon for more than five minutes: a phrase for each, and how that is ended.
+    horizon_holders: tuple[tuple[str, str], ...]
     #: Event triggers that fire for DDL of ours.
     event_triggers: tuple[str, ...]
     #: Who we are there; and what we may do to the table where we are no superuser and it is an ordinary one.
@@ -84,7 +86,7 @@ def gather(
         schema_owner=None if owner is None else (owner[0], owner[1], owner[2]),
         busy=busy,
         all_tables=tuple(row[0] for row in conn.execute(query("checks.all_tables"))),
-        horizon_holders=tuple(row[0] for row in conn.execute(query("checks.horizon"))),
+        horizon_holders=tuple(conn.execute(query("checks.horizon"), {"long_s": _LONG_S})),
         event_triggers=tuple(row[0] for row in conn.execute(query("checks.event_triggers"))),
         session=rights.of_session(conn),
         on_table=rights.on_table(conn, table.oid) if ordinary and not server.is_superuser else None,
@@ -299,13 +301,13 @@ def _busy(facts: Facts) -> Iterator[Finding]:
 
 
 def _horizon(facts: Facts) -> Iterator[Finding]:
-    for holder in facts.horizon_holders:
+    for holder, end in facts.horizon_holders:
         yield Finding(
             "horizon",
             f"the vacuum horizon is held by {holder}",
             "Dead rows newer than that cannot be removed, and new rows not be frozen, before it ends."
             " A repacked table will bloat again for the same reason.",
-            "End it first, if you can.",
+            f"End it first, if you can: {end}",
             fatal=False,
         )
 
