@@ -18,7 +18,7 @@ from pglean.embedded import EmbeddedServer
 from pglean.errors import Refused
 from tests.servers import Database, create_database
 from tests.support.churn import churn, write
-from tests.support.oracle import assert_nothing_left, definition, repack
+from tests.support.oracle import assert_nothing_left, definition, name, repack
 
 #: About 13 kB that hardly compress; 4 kB that compress well and then stay in the row; 40 kB that do not quite.
 BIG = "(SELECT string_agg(md5(g * 1000 + i || ''), '') FROM generate_series(1, 400) i)"
@@ -242,6 +242,65 @@ def test_compression(db: Database, owner: str) -> None:
         assert methods(db, "abe") == {method, None}
     # All that could be compressed still is.
     assert db.scalar("SELECT count(*) FROM t WHERE pg_column_compression(b) IS NULL AND id > 0") == 0
+
+
+#: The column alone, with others, twice removed, in an expression, in a predicate; by methods that store something else.
+COMPRESSED = """
+    CREATE TABLE {t} (gone text, id int PRIMARY KEY, a text NOT NULL, b text[], n int, c varchar COMPRESSION pglz,
+                      d text);
+    ALTER TABLE {t} DROP gone;
+    ALTER TABLE {t} ALTER d SET STORAGE PLAIN;
+    CREATE UNIQUE INDEX {t}_1 ON {t} (a);
+    CREATE INDEX {t}_2 ON {t} (n, c DESC) INCLUDE (a);
+    CREATE INDEX {t}_3 ON {t} (lower(a), a) WHERE c <> '';
+    CREATE INDEX {t}_4 ON {t} ((n + 1));
+    CREATE INDEX {t}_5 ON {t} USING gin (b);
+    CREATE INDEX {t}_6 ON {t} USING hash (a);
+    CREATE INDEX {t}_7 ON {t} USING spgist (a);
+    CREATE INDEX {t}_8 ON {t} USING brin (a, n, d);
+    ALTER INDEX {t}_3 ALTER COLUMN 1 SET STATISTICS 100;
+    INSERT INTO {t} (id, a, b, n, c) SELECT g, 'a' || g, '{{x,y}}', g, 'c' || g FROM generate_series(1, 200) AS g;
+"""
+
+
+def attributes(db: Database, table: str) -> list[tuple[Any, ...]]:
+    """How the columns of a table and of its indexes are stored, by number."""
+    return db.fetchall(
+        """
+        SELECT CASE WHEN c.oid = t.oid THEN '' ELSE replace(c.relname, t.relname, '') END, a.attnum, a.attname,
+               a.attcompression, a.attstorage
+          FROM pg_class t
+          JOIN pg_class c ON c.oid = t.oid OR c.oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = t.oid)
+          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+         WHERE t.oid = %s::regclass
+         ORDER BY 1, 2
+        """,
+        (table,),
+    )
+
+
+def test_compression_of_index_columns(db: Database, owner: str) -> None:
+    """Table and indexes say afterwards what ALTER TABLE would have made them say, and what new indexes say."""
+    for table in ("t", "u"):
+        db.execute(sql.SQL(COMPRESSED.format(t=table)))
+        db.execute(f'ALTER TABLE {table} OWNER TO "{owner}"')
+    assert attributes(db, "t") == attributes(db, "u")
+    settings = r"ALTER TABLE ONLY public\.\w ALTER COLUMN \w+ SET COMPRESSION \w+;|COMPRESSION \w+"
+    for method in ("lz4", "pglz") if _lz4(db) else ("pglz",):
+        repack(db, "t", compression=method, during=churn("t"), becomes=but_for(db, settings))
+        db.execute("ALTER TABLE u " + ", ".join(f"ALTER {column} SET COMPRESSION {method}" for column in "abcd"))
+        assert attributes(db, "t") == attributes(db, "u")
+        assert {row[3] for row in attributes(db, "t") if row[2] in "abcd"} == {method[0]}
+        # It stays, and indexes that are rebuilt or made later are no different.
+        repack(db, "t")
+        db.execute("REINDEX TABLE t")
+        for table in ("t", "u"):
+            db.execute(name(f"CREATE INDEX {table}_9 ON {table} (n, c, (id + 1), a)"))
+        assert attributes(db, "t") == attributes(db, "u")
+        db.execute("DROP INDEX t_9, u_9")
+        dumped = re.findall(r"^ALTER TABLE ONLY public\.([tu]) (ALTER COLUMN .*)", definition(db), re.MULTILINE)
+        assert [what for table, what in dumped if table == "t"] == [what for table, what in dumped if table == "u"]
+        db.execute(f"UPDATE t SET a = a || {INLINE.replace('g', 'id')} WHERE id < 9; UPDATE t SET a = left(a, 9)")
 
 
 def test_columns_settings_are_applied_to_old_rows(db: Database, owner: str) -> None:
