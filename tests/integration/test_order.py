@@ -12,13 +12,15 @@ import pytest
 from psycopg import sql
 
 import pglean
+from pglean.disk import Space
 from pglean.errors import Refused, UsageError, VerificationFailed
 from pglean.guard import Source
+from pglean.options import Options
 from pglean.rewrite import copy, order
 from pglean.rewrite.plan import Plan
 from tests.servers import Database
 from tests.support.churn import churn
-from tests.support.oracle import name, once, repack
+from tests.support.oracle import calm, name, once, repack
 from tests.support.sorted import RANGES, correlation, out_of_place
 
 pytestmark = pytest.mark.in_turn
@@ -627,3 +629,64 @@ def test_literals_say_their_types(db: Database, owner: str) -> None:
     text = "v < 'v3'::text, d > '2020-01-05'::date, /* it's */ id -- it's"
     repack(db, "t", order_by=text)
     assert out_of_place(db, "t", "v < 'v3', d > '2020-01-05', id") == 0
+
+
+# ---- space
+
+
+def test_space_for_sorting(tablespace: str, db: Database) -> None:
+    """One sort of all rows needs as much once more for its temporary files, at most; sorting by ranges does not."""
+    db.execute(
+        f"""
+        ALTER DATABASE {db.name} SET maintenance_work_mem = '1MB';
+        CREATE TABLE t (id int PRIMARY KEY, n int, v text);
+        INSERT INTO t SELECT g, (g * 7919) % 20011, repeat(md5(g::text), 3) FROM generate_series(1, 20000) AS g;
+        INSERT INTO t SELECT -g, 0, (SELECT string_agg(md5((g * i)::text), '') FROM generate_series(1, 300) AS i)
+          FROM generate_series(1, 30) AS g;
+        CREATE INDEX i ON t (n) TABLESPACE {tablespace};
+        ANALYZE t;
+        """
+    )
+    heap, toast, pkey = (db.scalar(query) for query in (
+        "SELECT pg_table_size('t') - pg_total_relation_size(reltoastrelid) FROM pg_class WHERE oid = 't'::regclass",
+        "SELECT pg_total_relation_size(reltoastrelid) FROM pg_class WHERE oid = 't'::regclass",
+        "SELECT pg_relation_size('t_pkey')",
+    ))  # fmt: skip
+    index = db.scalar("SELECT pg_relation_size('i')")
+    total = heap + toast + pkey + index
+    unsorted, by_ranges, once = plan(db), plan(db, order_by="id"), plan(db, order_by="n")
+    assert unsorted.order is None
+    assert by_ranges.order is not None
+    assert by_ranges.order.ranges is not None
+    assert once.order is not None
+    assert once.order.ranges is None
+    assert unsorted.disk_bytes == by_ranges.disk_bytes == total
+    assert once.disk_bytes == total + heap
+    home = {None: heap + toast + pkey, tablespace: index}
+    assert unsorted.disk_bytes_by_tablespace == by_ranges.disk_bytes_by_tablespace == home
+    assert once.disk_bytes_by_tablespace == {**home, None: home[None] + heap}
+    # The files of a sort lie where the database does, wherever the table goes; of long values they hold none.
+    moved = plan(db, order_by="n", tablespace=tablespace, move_indexes=True)
+    assert moved.disk_bytes_by_tablespace == {None: heap, tablespace: total}
+    assert moved.disk_bytes == once.disk_bytes
+    calm(db)
+    spilled = "SELECT temp_bytes FROM pg_stat_database WHERE datname = current_database()"
+    before = db.scalar(spilled)
+    with pglean.connect(db.conninfo) as database:
+        database.repack("t", order_by="n", compression="pglz", verify="none")
+    calm(db)
+    # Space is taken for them by the piece, which with a table so small makes a difference.
+    assert heap / 2 < db.scalar(spilled) - before < 1.25 * heap
+    assert out_of_place(db, "t", "n") == 0
+
+
+def test_space_for_sorting_that_is_not_there(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is warned of what the copy and the sort take together."""
+    db.execute(f"{ROWS}; ANALYZE t")
+    copied = plan(db, order_by="id").disk_bytes
+    both = plan(db, order_by="n").disk_bytes
+    least = Options().min_free_bytes
+    monkeypatch.setattr(Space, "free_bytes", lambda space: dict.fromkeys(space.paths, least + (copied + both) // 2))
+    assert [warning.code for warning in plan(db, order_by="id").warnings] == []
+    (warning,) = plan(db, order_by="n").warnings
+    assert warning.code == "space"
