@@ -322,10 +322,18 @@ def _plain(text: str) -> str:
 
 
 def _json(value: Any) -> Jsonb:
-    """Characters as they are, not as escapes: a database in another encoding than UTF-8 has no use for these."""
+    """What we tell people, as jsonb: progress and results. Nobody reads it back to act on it.
+
+    Characters as they are, not as escapes, of which a database in another encoding than UTF-8 has no use; those of our
+    own that such a database lacks are written plainly, and what JSON does not know as text.
+    """
     return Jsonb(value, dumps=lambda v: _plain(json.dumps(v, default=str, ensure_ascii=False)))
 
 
 def _exactly(value: Any) -> Jsonb:
-    """The same of what is the server's own: a bound of a range must not become another one."""
+    """What a run that is resumed goes by, as jsonb: options, order, fingerprint, the capture's identity.
+
+    It must come back as it was: without its ellipsis, a name or a bound of a range would be another one. So no
+    character is exchanged for another, and what JSON does not know is an error.
+    """
     return Jsonb(value, dumps=lambda v: json.dumps(v, ensure_ascii=False))
