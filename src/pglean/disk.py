@@ -22,6 +22,7 @@ from pglean.table import quote_name
 
 #: OIDs that every server has for the tablespaces that lie in the data directory itself.
 _BUILT_IN = {1663: "base", 1664: "global"}
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +92,13 @@ def _free_bytes(path: Path) -> int:
     # What is reserved for root is of no use to the server.
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def bytes_text(size: float) -> str:
+    """``1.2 GB``, ``4 MB``, ``12 MB``: in powers of 1024, with a decimal below ten where it says something."""
+    unit = 0
+    while abs(size) >= 1024 and unit < len(_UNITS) - 1:
+        size /= 1024
+        unit += 1
+    number = f"{size:.1f}".removesuffix(".0") if unit and abs(size) < 9.95 else f"{size:.0f}"
+    return f"{number} {_UNITS[unit]}"

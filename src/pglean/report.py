@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
+from pglean.disk import bytes_text
 from pglean.engines.plan import ReindexPlan
 from pglean.errors import PgleanError
 from pglean.progress import waiting_text
@@ -20,20 +21,9 @@ from pglean.rewrite.plan import Plan
 from pglean.rewrite.status import Finished, Status, ways_on
 from pglean.table import quote_name
 
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
-
-
-def bytes_text(size: float) -> str:
-    """A size as pg_size_pretty writes it, with one decimal below ten."""
-    unit = 0
-    while abs(size) >= 1024 and unit < len(_UNITS) - 1:
-        size /= 1024
-        unit += 1
-    return f"{size:.1f} {_UNITS[unit]}" if unit and abs(size) < 10 else f"{size:.0f} {_UNITS[unit]}"
-
 
 def seconds_text(seconds: float) -> str:
-    """``0.4 s``, ``12 s``, ``3:05``, ``2:11:09``."""
+    """How long something took, or takes by now: ``0.4 s``, ``4.0 s``, ``12 s``, ``3:05``, ``2:11:09``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 59.5:

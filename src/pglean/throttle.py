@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from pglean.disk import Space
+from pglean.disk import Space, bytes_text
 from pglean.errors import ConnectionLost
 from pglean.options import Options
 from pglean.server import Connection, scalar, translate
@@ -47,7 +47,6 @@ _TRAIL_S = 60.0
 
 #: States of a WAL sender that has something to follow it; the others prepare, or send a base backup.
 _STREAMS = frozenset({"catchup", "streaming", "stopping"})
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 class Unmeasured(Exception):
@@ -214,15 +213,14 @@ class Throttle:
 
     def __init__(self, options: Options, space: Space | None) -> None:
         self._names = options.lag_standbys
-        self._lag_bytes = _limit(options.max_lag_bytes, size_text)
-        self._lag_s = _limit(options.max_lag_s, seconds_text)
+        self._lag_bytes = _limit(options.max_lag_bytes, bytes_text)
+        self._lag_s = _limit(options.max_lag_s, limit_text)
         self._load = _limit(options.max_load, _number_text)
         self._lock_waits = _limit(options.max_lock_waits, _number_text)
-        self._wal_rate = _limit(options.max_wal_rate_bytes, size_text)
+        self._wal_rate = _limit(options.max_wal_rate_bytes, bytes_text)
         self._space = space if options.min_free_bytes > 0 else None
-        self._free = {
-            purpose: Limit(-options.min_free_bytes, size_text) for purpose in (self._space.paths if self._space else ())
-        }
+        purposes = self._space.paths if self._space else ()
+        self._free = {purpose: Limit(-options.min_free_bytes, bytes_text) for purpose in purposes}
         self._rate, self._trail = Rate(), Trail(options.max_lag_s or 0)
         self._parts = tuple(self._wanted_parts())
 
@@ -273,13 +271,13 @@ class Throttle:
         if self._lag_bytes is not None:
             lag, name = max(in_bytes, default=(0, ""))
             if note := self._lag_bytes.check(lag, now):
-                yield f"standby {name} lags by {size_text(lag)} {note}"
+                yield f"standby {name} lags by {bytes_text(lag)} {note}"
         if self._lag_s is not None:
             most = self._lag_s.most
             in_s = [(behind_s(standby, position, self._trail, most, now), standby.name) for standby in standbys]
             lag_s, name = max(in_s, default=(0.0, ""))
             if note := self._lag_s.check(lag_s, now):
-                yield f"standby {name} lags by {seconds_text(lag_s)} {note}"
+                yield f"standby {name} lags by {limit_text(lag_s)} {note}"
 
     def _measure_sessions(self, conn: Connection) -> Iterator[str]:
         _require_rights(conn, _SESSIONS)
@@ -300,7 +298,7 @@ class Throttle:
             # It takes a second look.
             raise Unmeasured("the rate of WAL")
         if self._wal_rate is not None and (note := self._wal_rate.check(rate, now)):
-            yield f"the server writes {size_text(rate)} of WAL a second {note}"
+            yield f"the server writes {bytes_text(rate)} of WAL a second {note}"
 
     def _measure_space(self, _: Connection) -> Iterator[str]:
         if self._space is None:
@@ -308,7 +306,7 @@ class Throttle:
         now = time.monotonic()
         for purpose, free in self._space.free_bytes().items():
             if note := self._free[purpose].check(-free, now):
-                yield f"{size_text(free)} free on {purpose} {note}"
+                yield f"{bytes_text(free)} free on {purpose} {note}"
 
 
 def _limit(most: float | None, show: Callable[[float], str]) -> Limit | None:
@@ -351,18 +349,12 @@ class Gate:
 # ---- words
 
 
-def size_text(size: float) -> str:
-    """``1.2 GB``, ``4 MB``, ``12 MB``: in powers of 1024, with a decimal below ten where it says something."""
-    unit = 0
-    while abs(size) >= 1024 and unit < len(_UNITS) - 1:
-        size /= 1024
-        unit += 1
-    number = f"{size:.1f}".removesuffix(".0") if unit and abs(size) < 9.95 else f"{size:.0f}"
-    return f"{number} {_UNITS[unit]}"
+def limit_text(seconds: float) -> str:
+    """A time that is limited: ``0.25 s``, ``4 s``, ``12 s``, ``3600 s``.
 
-
-def seconds_text(seconds: float) -> str:
-    """``0.25 s``, ``4.2 s``, ``12 s``."""
+    Always in seconds, as limits are given, and below one as exact as they may be. (`report.seconds_text` tells how long
+    something takes: that becomes minutes and hours, and keeps its width while it grows.)
+    """
     return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
 
 

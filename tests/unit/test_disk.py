@@ -1,4 +1,4 @@
-"""Free space of directories, and where a tablespace keeps its files."""
+"""Free space of directories, where a tablespace keeps its files, and how sizes are written."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pglean.disk import Space, _directory
+from pglean.disk import Space, _directory, bytes_text
 
 
 def test_free_space_is_that_of_the_file_system(tmp_path: Path) -> None:
@@ -36,3 +38,30 @@ def test_a_link_that_leads_to_something_else_is_none_of_the_server(tmp_path: Pat
         _directory(data, 16384, "PG_15_1")
     (elsewhere / "PG_15_1").mkdir()
     assert _directory(data, 16384, "PG_15_1") == data / "pg_tblspc" / "16384"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 kB"),
+        (9.94 * 1024, "9.9 kB"),
+        (9.96 * 1024, "10 kB"),
+        (10 * 1024, "10 kB"),
+        (1536 * 1024, "1.5 MB"),
+        (2**30, "1 GB"),
+        (1.24 * 2**30, "1.2 GB"),
+        (2**60, "1024 PB"),
+        (-2048, "-2 kB"),
+    ],
+)
+def test_sizes(size: float, text: str) -> None:
+    assert bytes_text(size) == text
+
+
+@given(st.integers(0, 2**55))
+def test_sizes_are_short(size: int) -> None:
+    number, unit = bytes_text(size).split()
+    assert len(number) <= 4
+    assert unit in {"bytes", "kB", "MB", "GB", "TB", "PB"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pglean.cli.display import PHASES
 from pglean.progress import Progress, Reporter
-from pglean.report import bytes_text, seconds_text
+from pglean.report import seconds_text
 from pglean.rewrite.pipeline import STEPS
 
 
@@ -92,30 +92,6 @@ def test_parts_of_a_phase_are_counted_one_by_one() -> None:
 
 def test_display_knows_every_phase() -> None:
     assert [step.phase.label for step in STEPS] == list(PHASES)
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 bytes"),
-        (1023, "1023 bytes"),
-        (1024, "1.0 kB"),
-        (10 * 1024, "10 kB"),
-        (1536 * 1024, "1.5 MB"),
-        (2**30, "1.0 GB"),
-        (2**60, "1024 PB"),
-        (-2048, "-2.0 kB"),
-    ],
-)
-def test_sizes(size: int, text: str) -> None:
-    assert bytes_text(size) == text
-
-
-@given(st.integers(0, 2**55))
-def test_sizes_are_short(size: int) -> None:
-    number, unit = bytes_text(size).split()
-    assert len(number) <= 4
-    assert unit in {"bytes", "kB", "MB", "GB", "TB", "PB"}
 
 
 @pytest.mark.parametrize(

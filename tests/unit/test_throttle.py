@@ -23,8 +23,7 @@ from pglean.throttle import (
     behind_bytes,
     behind_s,
     counted,
-    seconds_text,
-    size_text,
+    limit_text,
 )
 
 STANDBY = Standby("a", "streaming", logical=False, only_receives=False, position=1000, replay_lag_s=0.1)
@@ -274,22 +273,7 @@ def test_the_gate_says_why_it_is_closed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 bytes"),
-        (1023, "1023 bytes"),
-        (4 << 20, "4 MB"),
-        (12.3 * (1 << 20), "12 MB"),
-        (1.24 * (1 << 30), "1.2 GB"),
-        (9.96 * (1 << 10), "10 kB"),
-    ],
-)
-def test_sizes(size: float, text: str) -> None:
-    assert size_text(size) == text
-
-
-@pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (0.05, "0.05 s"), (4.23, "4.2 s"), (4, "4 s"), (9.96, "10 s"), (3600, "3600 s")]
 )
 def test_times(seconds: float, text: str) -> None:
-    assert seconds_text(seconds) == text
+    assert limit_text(seconds) == text
