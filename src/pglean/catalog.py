@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
+from psycopg.rows import dict_row
 
 from pglean.errors import Finding, IndexesChanged, Refused, TableChanged, UsageError
 from pglean.server import Connection, Server, scalar, transaction
@@ -68,76 +69,40 @@ def load(conn: Connection, oid: int) -> Table:
 
     Raises `TableChanged` where it no longer exists.
     """
-    row = conn.execute(query("catalog.table"), {"oid": oid}).fetchone()
-    if row is None:
+    found = _rows(conn, "table", oid=oid)
+    if not found:
         raise TableChanged(f"the relation with OID {oid} no longer exists")
-    (
-        oid,
-        schema,
-        name,
-        kind,
-        persistence,
-        owner,
-        super_,
-        method,
-        is_heap,
-        space,
-        options,
-        size,
-        rows,
-        system,
-        toast_oid,
-    ) = row
-    columns = tuple(Column(*c) for c in conn.execute(query("catalog.columns"), {"oid": oid}))
-    indexes = tuple(
-        Index(
-            oid=i[0],
-            name=i[1],
-            schema=i[2],
-            method=i[3],
-            unique=i[4],
-            primary=i[5],
-            exclusion=i[6],
-            valid=i[7],
-            whole_row=i[8],
-            foreign_literals=tuple(i[9]),
-            tablespace=i[10],
-            bytes=i[11],
-        )
-        for i in conn.execute(query("catalog.indexes"), {"oid": oid})
-    )
-    toast = None
-    if toast_oid is not None and (t := conn.execute(query("catalog.toast"), {"oid": toast_oid}).fetchone()):
-        toast = Toast(oid=t[0], index_oid=t[1], options=tuple(t[2]), bytes=t[3])
+    (row,) = found
+    toast_oid = row.pop("toast_oid")
+    toasts = [] if toast_oid is None else _rows(conn, "toast", oid=toast_oid)
+    columns = tuple(Column(**column) for column in _rows(conn, "columns", oid=oid))
     return Table(
-        oid=oid,
-        schema=schema,
-        name=name,
-        kind=kind,
-        persistence=persistence,
-        owner=owner,
-        owner_is_superuser=super_,
-        method=method,
-        is_heap=is_heap,
-        tablespace=space,
-        options=tuple(options),
+        **row,
         columns=columns,
-        indexes=indexes,
+        indexes=tuple(Index(**index) for index in _rows(conn, "indexes", oid=oid)),
         key=_key(conn, oid, columns),
-        toast=toast,
-        heap_bytes=size,
-        estimated_rows=rows,
-        is_system=system,
+        toast=Toast(**toasts[0]) if toasts else None,
     )
+
+
+def _rows(conn: Connection, name: str, **parameters: Any) -> list[dict[str, Any]]:
+    """Of a query whose columns are called as the attributes that they are for; arrays come as tuples."""
+    rows = conn.cursor(row_factory=dict_row).execute(query(f"catalog.{name}"), parameters)
+    return [
+        {column: tuple(value) if isinstance(value, list) else value for column, value in row.items()} for row in rows
+    ]
 
 
 def _key(conn: Connection, oid: int, columns: tuple[Column, ...]) -> Key | None:
     not_null = [column.number for column in columns if column.not_null and column.stored]
-    row = conn.execute(query("catalog.keys"), {"oid": oid, "not_null": not_null}).fetchone()
-    if row is None:
+    found = _rows(conn, "keys", oid=oid, not_null=not_null)
+    if not found:
         return None
-    index_oid, index_name, *parts = row
-    return Key(index_oid, index_name, tuple(KeyColumn(*values) for values in zip(*parts, strict=True)))
+    (row,) = found
+    index_oid, index_name = row.pop("index_oid"), row.pop("index_name")
+    # What is left are arrays, with an element for each column of the key.
+    parts = (KeyColumn(**dict(zip(row, values, strict=True))) for values in zip(*row.values(), strict=True))
+    return Key(index_oid, index_name, tuple(parts))
 
 
 def fingerprint(conn: Connection, oid: int) -> Fingerprint | None:

@@ -1,15 +1,17 @@
 -- Reading the catalog. Everything is qualified; sessions of ours have search_path = pg_catalog, so that format_type,
--- pg_get_indexdef and regclass print qualified names of whatever is not the server's own.
+-- pg_get_indexdef and regclass print qualified names of whatever is not the server's own. The columns of `table`, `columns`,
+-- `indexes`, `toast` and `keys` are called as the attributes in table.py that they become.
 
 -- name: table
-SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
-       r.rolname, r.rolsuper, am.amname,
-       coalesce(am.amhandler = 'heap_tableam_handler(internal)'::regprocedure, false), ts.spcname,
-       coalesce(c.reloptions, '{}'),
-       CASE WHEN c.relkind IN ('r', 'm', 't') THEN pg_table_size(c.oid) - coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0) ELSE 0 END,
-       nullif(c.reltuples, -1)::bigint,
-       c.oid < 16384 OR n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast', 'pglean'),
-       nullif(c.reltoastrelid, 0)
+SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c.relpersistence::text AS persistence,
+       r.rolname AS owner, r.rolsuper AS owner_is_superuser, am.amname AS method,
+       coalesce(am.amhandler = 'heap_tableam_handler(internal)'::regprocedure, false) AS is_heap, ts.spcname AS tablespace,
+       coalesce(c.reloptions, '{}') AS options,
+       CASE WHEN c.relkind IN ('r', 'm', 't') THEN pg_table_size(c.oid) - coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0)
+            ELSE 0 END AS heap_bytes,
+       nullif(c.reltuples, -1)::bigint AS estimated_rows,
+       c.oid < 16384 OR n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast', 'pglean') AS is_system,
+       nullif(c.reltoastrelid, 0) AS toast_oid
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_roles r ON r.oid = c.relowner
@@ -18,30 +20,30 @@ SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
  WHERE c.oid = %(oid)s
 
 -- name: columns
-SELECT a.attnum, a.attname,
-       CASE WHEN a.attisdropped THEN '' ELSE format_type(a.atttypid, a.atttypmod) END,
+SELECT a.attnum AS number, a.attname AS name,
+       CASE WHEN a.attisdropped THEN '' ELSE format_type(a.atttypid, a.atttypmod) END AS type_sql,
        CASE WHEN a.attcollation <> 0 AND NOT a.attisdropped
             THEN (SELECT quote_ident(cn.nspname) || '.' || quote_ident(co.collname)
                     FROM pg_collation co JOIN pg_namespace cn ON cn.oid = co.collnamespace
-                   WHERE co.oid = a.attcollation) END,
-       a.attstorage::text, coalesce(t.typstorage::text, a.attstorage::text), a.attcompression::text,
-       a.attisdropped, a.attgenerated::text,
+                   WHERE co.oid = a.attcollation) END AS collation_sql,
+       a.attstorage::text AS storage, coalesce(t.typstorage::text, a.attstorage::text) AS type_storage,
+       a.attcompression::text AS compression, a.attisdropped AS dropped, a.attgenerated::text AS generated,
        -- Since 18 a NOT NULL constraint may be NOT VALID: attnotnull is set, yet old rows may hold NULL.
        a.attnotnull AND NOT EXISTS (
            SELECT FROM pg_constraint con
-            WHERE con.conrelid = a.attrelid AND con.contype = 'n' AND NOT con.convalidated AND con.conkey = ARRAY[a.attnum]),
-       coalesce(t.typlen = -1 AND t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler(internal)'::regprocedure, false)
+            WHERE con.conrelid = a.attrelid AND con.contype = 'n' AND NOT con.convalidated AND con.conkey = ARRAY[a.attnum]) AS not_null,
+       coalesce(t.typlen = -1 AND t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler(internal)'::regprocedure, false) AS is_array
   FROM pg_attribute a
   LEFT JOIN pg_type t ON t.oid = a.atttypid
  WHERE a.attrelid = %(oid)s AND a.attnum > 0
  ORDER BY a.attnum
 
 -- name: indexes
-SELECT i.indexrelid, c.relname, n.nspname, am.amname,
-       i.indisunique, i.indisprimary, i.indisexclusion,
-       i.indisvalid AND i.indisready AND i.indislive,
+SELECT i.indexrelid AS oid, c.relname AS name, n.nspname AS schema, am.amname AS method,
+       i.indisunique AS unique, i.indisprimary AS primary, i.indisexclusion AS exclusion,
+       i.indisvalid AND i.indisready AND i.indislive AS valid,
        -- Only a Var with attribute number 0 is the row as a whole; pg_depend knows it as the table, as it does other things.
-       coalesce(i.indexprs::text ~ ':varattno 0 ' OR i.indpred::text ~ ':varattno 0 ', false),
+       coalesce(i.indexprs::text ~ ':varattno 0 ' OR i.indpred::text ~ ':varattno 0 ', false) AS whole_row,
        -- CREATE INDEX reads literals before it becomes the owner, and reading one of a domain's values runs its checks.
        -- Enums, base types and arrays of these have none. One of no type yet (705, unknown, as in ROW('x')) is printed bare, and
        -- gets the type that the function it is given to asks for by then.
@@ -50,8 +52,8 @@ SELECT i.indexrelid, c.relname, n.nspname, am.amname,
                JOIN pg_type t ON t.oid = m[1]::bigint::oid
                LEFT JOIN pg_type e ON e.oid = t.typelem
               WHERE t.oid = 'unknown'::regtype
-                 OR t.oid >= 16384 AND NOT (t.typtype IN ('b', 'e') AND (e.oid IS NULL OR e.typtype IN ('b', 'e')))),
-       ts.spcname, pg_relation_size(i.indexrelid)
+                 OR t.oid >= 16384 AND NOT (t.typtype IN ('b', 'e') AND (e.oid IS NULL OR e.typtype IN ('b', 'e')))) AS foreign_literals,
+       ts.spcname AS tablespace, pg_relation_size(i.indexrelid) AS bytes
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -61,7 +63,7 @@ SELECT i.indexrelid, c.relname, n.nspname, am.amname,
  ORDER BY i.indexrelid
 
 -- name: toast
-SELECT c.oid, i.indexrelid, coalesce(c.reloptions, '{}'), pg_total_relation_size(c.oid)
+SELECT c.oid, i.indexrelid AS index_oid, coalesce(c.reloptions, '{}') AS options, pg_total_relation_size(c.oid) AS bytes
   FROM pg_class c JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid
  WHERE c.oid = %(oid)s
 
@@ -70,20 +72,21 @@ SELECT c.oid, i.indexrelid, coalesce(c.reloptions, '{}'), pg_total_relation_size
 -- INCLUDE columns are beyond indnkeyatts and are no part of the key. A temporal key (GiST, WITHOUT OVERLAPS)
 -- qualifies as well: equal ranges overlap, and empty ones are refused by the constraint. The primary key comes first,
 -- then the replica identity, then what can be enforced at once, then the narrowest.
-SELECT i.indexrelid, c.relname,
-       array_agg(a.attnum::int ORDER BY k.position),
-       array_agg(a.attname::text ORDER BY k.position),
-       array_agg(a.atttypid ORDER BY k.position),
-       array_agg(ty.oid ORDER BY k.position),
+SELECT i.indexrelid AS index_oid, c.relname AS index_name,
+       array_agg(a.attnum::int ORDER BY k.position) AS number,
+       array_agg(a.attname::text ORDER BY k.position) AS name,
+       array_agg(a.atttypid ORDER BY k.position) AS type_oid,
+       array_agg(ty.oid ORDER BY k.position) AS base_oid,
        -- Without its modifier: a key is recorded as it is, also once somebody has made its column wider.
-       array_agg(format_type(coalesce(base.oid, a.atttypid), -1) ORDER BY k.position),
-       array_agg(CASE WHEN coll.oid IS NOT NULL THEN quote_ident(cn.nspname) || '.' || quote_ident(coll.collname) END ORDER BY k.position),
-       array_agg('OPERATOR(' || quote_ident(opn.nspname) || '.' || op.oprname || ')' ORDER BY k.position),
+       array_agg(format_type(coalesce(base.oid, a.atttypid), -1) ORDER BY k.position) AS type_sql,
+       array_agg(CASE WHEN coll.oid IS NOT NULL THEN quote_ident(cn.nspname) || '.' || quote_ident(coll.collname) END
+                 ORDER BY k.position) AS collation_sql,
+       array_agg('OPERATOR(' || quote_ident(opn.nspname) || '.' || op.oprname || ')' ORDER BY k.position) AS equality_sql,
        array_agg(ty.typtype IN ('b', 'e') AND ty.typcategory <> 'A' AND (ty.oid < 16384 OR ty.typtype = 'e')
                  AND EXISTS (SELECT FROM pg_amop h
                               JOIN pg_opclass hc ON hc.opcfamily = h.amopfamily AND hc.opcmethod = 405 AND hc.opcdefault
-                              WHERE h.amopmethod = 405 AND h.amopopr = op.oid) ORDER BY k.position),
-       array_agg(op.oid < 16384 AND ty.oid < 16384 AND ty.typtype = 'b' AND ty.typcategory <> 'A' ORDER BY k.position)
+                              WHERE h.amopmethod = 405 AND h.amopopr = op.oid) ORDER BY k.position) AS hashable,
+       array_agg(op.oid < 16384 AND ty.oid < 16384 AND ty.typtype = 'b' AND ty.typcategory <> 'A' ORDER BY k.position) AS builtin
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid
   JOIN pg_am am ON am.oid = c.relam
