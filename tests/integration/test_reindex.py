@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,9 +13,9 @@ import pglean
 from pglean.embedded import EmbeddedServer
 from pglean.errors import Incomplete, PgleanError, Refused, UsageError
 from pglean.result import ReindexResult
-from tests.servers import SETTINGS, Database
+from tests.servers import Database
 from tests.support import rebuild
-from tests.support.oracle import assert_sound, definition, name, rows, until
+from tests.support.oracle import assert_sound, definition, name, rows
 
 pytestmark = pytest.mark.in_turn
 
@@ -215,22 +214,6 @@ def test_temporary_table(db: Database) -> None:
     db.execute("CREATE TEMP TABLE t (id int PRIMARY KEY)")
     schema = db.scalar("SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 't'::regclass")
     assert codes(refusal(db, f"{schema}.t")) == ["temporary"]
-
-
-def test_standby(bindir: Path) -> None:
-    with EmbeddedServer(bindir, settings=SETTINGS) as primary:
-        with psycopg.connect(primary.conninfo(), autocommit=True) as session:
-            session.execute("CREATE TABLE t (id int PRIMARY KEY)")
-        with primary.standby() as standby, pglean.connect(standby.conninfo()) as database:
-
-            def there() -> bool:
-                with psycopg.connect(standby.conninfo(), autocommit=True) as session:
-                    return session.execute("SELECT to_regclass('t')").fetchone() != (None,)
-
-            until(there, "the table arrives at the standby")
-            with pytest.raises(Refused) as caught:
-                database.reindex(["t"])
-            assert codes(caught.value) == ["standby"]
 
 
 def test_all_that_is_refused_is_told_at_once(db: Database) -> None:
