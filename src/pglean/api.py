@@ -17,7 +17,7 @@ from pglean.engines import reindex as _reindex
 from pglean.engines.plan import Choice, ReindexPlan
 from pglean.errors import NotBegun, PgleanError, UsageError
 from pglean.locks import Patience, Policy
-from pglean.options import Compression, InvalidIndexes, Options, Verify, Window
+from pglean.options import Capture, Compression, InvalidIndexes, Options, Verify, Window
 from pglean.progress import Callback, Progress
 from pglean.result import ReindexResult, Result
 from pglean.rewrite import cleanup as _cleanup
@@ -318,6 +318,8 @@ def _options(options: Options | None, changes: dict[str, Any]) -> Options:
             changes["verify"] = Verify(changes["verify"])
         if "invalid_indexes" in changes:
             changes["invalid_indexes"] = InvalidIndexes(changes["invalid_indexes"])
+        if changes.get("capture") is not None:
+            changes["capture"] = Capture(changes["capture"])
         if changes.get("compression") is not None:
             changes["compression"] = Compression(changes["compression"])
         if isinstance(changes.get("swap_window"), str):

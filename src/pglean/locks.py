@@ -395,6 +395,7 @@ def locked(
     *,
     repeatable: bool = False,
     snapshot: str | None = None,
+    once: bool = False,
     between: Callable[[], None] | None = None,
 ) -> Iterator[Hold | None]:
     """A transaction that holds `mode` on the table, committed at the end of the block, rolled back where it raises.
@@ -404,9 +405,9 @@ def locked(
     LOCK TABLE itself takes none, and what precedes it here reads nothing.
     `between` is called after a pause, with no transaction open, before the next attempt.
     Yields the `Hold` of a lock that keeps writers away, None for ACCESS SHARE.
-    With an imported snapshot there is one attempt only (psycopg's LockNotAvailable): whoever exported it holds a lock
-    on the table himself, and an ALTER TABLE that waits for that one would keep this one waiting, and all readers
-    with it.
+    With an imported snapshot, or `once`, there is one attempt only (psycopg's LockNotAvailable): whoever exported it
+    holds a lock on the table himself, and an ALTER TABLE that waits for that one would keep this one waiting, and all
+    readers with it.
     Raises `LockNotObtained`, `OverBudget`, `TableChanged`, `Interrupted`.
     """
     while True:
@@ -414,7 +415,7 @@ def locked(
         try:
             _begin(conn, table, mode, patience.policy.lock_timeout_ms, repeatable=repeatable, snapshot=snapshot)
         except (pg.LockNotAvailable, pg.DeadlockDetected):
-            if snapshot is not None:
+            if once or snapshot is not None:
                 raise
             blockers = _blockers(conn, table.oid, mode)
             patience.escalate(conn, table, mode)

@@ -19,6 +19,15 @@ class Verify(StrEnum):
     FULL = "full"
 
 
+class Capture(StrEnum):
+    """How the keys of changed rows are recorded."""
+
+    TRIGGER = "trigger"
+    WAL = "wal"
+    #: From the WAL where the server allows it.
+    AUTO = "auto"
+
+
 class InvalidIndexes(StrEnum):
     """What is done about invalid indexes of the table before it is repacked."""
 
@@ -81,6 +90,11 @@ class Options:
     max_lock_ms: int = 1000
     #: What one chunk of the copy should take; the longest that a snapshot is held while copying.
     chunk_ms: int = 500
+    #: How changes are recorded; None: by triggers, or as a run that is gone on with does it.
+    capture: Capture | None = None
+    #: Bytes of WAL that a replication slot of the run may retain. With such a limit the slot outlives the process, and
+    #: the run can be kept.
+    max_slot_wal_bytes: int | None = None
     #: Comparison of both tables before the swap.
     verify: Verify = Verify.COUNT
     #: Cancel, then terminate, the sessions that hold conflicting locks when `wait_timeout_s` is over.
@@ -136,6 +150,7 @@ class Options:
             ("max-load", self.max_load),
             ("max-lock-waits", self.max_lock_waits),
             ("max-wal-rate", self.max_wal_rate_bytes),
+            ("max-slot-wal", self.max_slot_wal_bytes),
             ("min-free", self.min_free_bytes),
         ):
             if value is not None:
@@ -145,11 +160,21 @@ class Options:
         for name, text in (("order-by", self.order_by), ("tablespace", self.tablespace)):
             if text is not None and not text.strip():
                 raise UsageError(f"invalid value for option --{name}: it is empty")
+        if self.max_slot_wal_bytes is not None and self.capture is Capture.TRIGGER:
+            raise UsageError(
+                "--max-slot-wal is of no use with --capture trigger",
+                hint="Triggers need no replication slot; --capture wal or auto does.",
+            )
         if self.move_indexes and self.tablespace is None:
             raise UsageError(
                 "--moveidx (-S) needs --tablespace (-s)",
                 hint="Name the tablespace that the indexes are to be moved to.",
             )
+
+    @property
+    def outlives_process(self) -> bool:
+        """Whether the run can be gone on with: a temporary replication slot is gone with the session that made it."""
+        return self.capture is not Capture.WAL or self.max_slot_wal_bytes is not None
 
     def shape_differs(self, other: Options) -> list[str]:
         """What is asked for differently that decides what the new files are like, by the names of the options."""
@@ -168,6 +193,8 @@ class Options:
         given = {name: part for name, part in value.items() if name in known}
         given["verify"] = Verify(given.get("verify", Verify.COUNT))
         given["invalid_indexes"] = InvalidIndexes(given.get("invalid_indexes", InvalidIndexes.REFUSE))
+        if given.get("capture"):
+            given["capture"] = Capture(given["capture"])
         if given.get("compression"):
             given["compression"] = Compression(given["compression"])
         if given.get("swap_window"):

@@ -85,6 +85,10 @@ class _Cursor(psycopg.Cursor[TupleRow]):
         return self
 
 
+class _PlainCursor(psycopg.ClientCursor[TupleRow]):
+    """For sessions of the replication protocol: statements are sent with their values in them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What this server is and what our role may do there."""
@@ -130,15 +134,16 @@ class Server:
     # ---- connections
 
     @contextlib.contextmanager
-    def connect(self, purpose: str, *, cancellable: bool = True) -> Iterator[Connection]:
+    def connect(self, purpose: str, *, cancellable: bool = True, replication: bool = False) -> Iterator[Connection]:
         """A session in autocommit mode, closed at the end of the block.
 
         Raises `ConnectionLost`, `UsageError`, `Interrupted`.
         `cancellable=False` is for undoing: its statements survive the `cancel` that made it necessary.
+        `replication`: a session in which logical replication can be started as well.
         """
         if cancellable:
             self.check()
-        conn = self._connect(purpose)
+        conn = self._connect(purpose, replication=replication)
         if cancellable:
             with self._lock:
                 self._open.add(conn)
@@ -158,15 +163,15 @@ class Server:
         with self._lock:
             return list(self._open)
 
-    def _connect(self, purpose: str) -> Connection:
+    def _connect(self, purpose: str, *, replication: bool = False) -> Connection:
         try:
             conn = psycopg.Connection.connect(
-                self._conninfo,
+                make_conninfo(self._conninfo, replication="database") if replication else self._conninfo,
                 autocommit=True,
                 # Plans of chunk statements are never reused, and a pooler in between may not know prepared ones.
                 prepare_threshold=None,
                 row_factory=tuple_row,
-                cursor_factory=_Cursor,
+                cursor_factory=_PlainCursor if replication else _Cursor,
                 application_name=application_name(purpose),
             )
         except psycopg.ProgrammingError as error:

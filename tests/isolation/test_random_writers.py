@@ -49,6 +49,7 @@ class Variant:
     #: The order that it is repacked in; by ranges of its first column, if there is an index.
     order_by: str | None = None
     ranges: bool = False
+    capture: str = "trigger"
 
 
 VARIANTS = (
@@ -62,6 +63,9 @@ VARIANTS = (
     Variant("sorted-plain-owner", Spec(key="composite", owner="keeper"), 2, "note, n"),
     Variant("ranges", Spec(), 4, "u DESC", ranges=True),
     Variant("ranges-plain-owner", Spec(owner="keeper", meddling=True), 2, "u, n", ranges=True),
+    Variant("wal", Spec(), 4, capture="wal"),
+    Variant("wal-plain-owner", Spec(key="composite", owner="keeper", meddling=True), 2, capture="wal"),
+    Variant("wal-alone", Spec(key="composite"), 1, capture="wal"),
     Variant("ranges-of-the-key", Spec(key="composite", owner="keeper"), 4, "b DESC, a", ranges=True),
 )
 
@@ -115,6 +119,7 @@ def repack_under_load(db: Database, variant: Variant, seed: int, *, pauses: tupl
                     jobs=variant.jobs,
                     verify="full" if number % 2 else "count",
                     order_by=variant.order_by,
+                    capture=variant.capture,
                 )
             assert result.changes_applied > 0
         writers.wait_for(10)

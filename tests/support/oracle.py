@@ -244,7 +244,7 @@ def assert_nothing_left(db: Database) -> None:
     left = db.fetchall(
         "SELECT c.relkind, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = 'pglean' AND c.relkind <> 'i'"
-        " AND c.relname NOT IN ('version', 'job', 'job_id_seq', 'chunk', 'twin')"
+        " AND c.relname NOT IN ('version', 'job', 'job_id_seq', 'chunk', 'twin', 'slot')"
     )
     left += db.fetchall(
         "SELECT 'function', p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"

@@ -22,17 +22,20 @@ the row of a key column, such as SET STATISTICS, makes the run begin again.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from psycopg import sql
 
+from pglean.capture import changes
 from pglean.catalog import relation
-from pglean.errors import CaptureGap, TableChanged
+from pglean.errors import CaptureGap
+from pglean.locks import Patience
 from pglean.server import Connection, scalar
 from pglean.sql import fragment, query
 from pglean.table import KeyColumn, Table
 
-SCHEMA = "pglean"
+SCHEMA = changes.SCHEMA
 EVENTS = ("insert", "update", "delete")
 
 
@@ -44,36 +47,13 @@ class TriggerCapture:
         #: Empty where the key is gone meanwhile: enough for switching off.
         self._key = table.key.columns if table.key else ()
         self._job_id = job_id
-        self._changes = sql.Identifier(SCHEMA, f"changes_{job_id}")
+        self._changes = changes.name(job_id)
 
     def _function(self, event: str) -> sql.Identifier:
         return sql.Identifier(SCHEMA, f"capture_{self._job_id}_{event}")
 
     def prepare(self, conn: Connection) -> None:
-        columns = sql.SQL(", ").join(
-            sql.SQL("{} {}").format(
-                sql.Identifier(f"k{position}"),
-                sql.SQL(" COLLATE ").join(fragment(part) for part in (column.type_sql, column.collation_sql) if part),
-            )
-            for position, column in enumerate(self._key, 1)
-        )
-        # Its rows live for seconds: autovacuum would come too late or too often; refresh vacuums it when it pays.
-        conn.execute(
-            sql.SQL("CREATE TABLE {} ({}) WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)").format(
-                self._changes, columns
-            )
-        )
-        conn.execute(sql.SQL("REVOKE ALL ON {} FROM PUBLIC").format(self._changes))
-        # Reading is done as the table's owner (guard); he has no USAGE on the schema, so he cannot name it elsewhere.
-        conn.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(self._changes, sql.Identifier(self._table.owner)))
-        # Under a publication FOR ALL TABLES the server refuses DELETE on a table without any replica identity.
-        conn.execute(sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(self._changes))
-        conn.execute(
-            sql.SQL(
-                "SELECT pglean.conceal_1({name}::pg_catalog.regclass, {name}::pg_catalog.regclass::pg_catalog.oid)"
-            ).format(name=sql.Literal(f"{SCHEMA}.changes_{self._job_id}"))
-        )
-        self._check_types(conn)
+        changes.create(conn, self._table, self._key, self._job_id)
         for event, body in self._bodies().items():
             conn.execute(
                 sql.SQL("CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS {}").format(
@@ -81,12 +61,6 @@ class TriggerCapture:
                 )
             )
             conn.execute(sql.SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(self._function(event)))
-
-    def _check_types(self, conn: Connection) -> None:
-        """The change table was made from type *names*; they may have come to mean others since they were read."""
-        found = conn.execute(query("capture.types"), {"changes": f"{SCHEMA}.changes_{self._job_id}"}).fetchall()
-        if [row[0] for row in found] != [column.base_oid for column in self._key]:
-            raise TableChanged(f"a type of a key column of {self._table.qualified_name} was exchanged")
 
     def _bodies(self) -> dict[str, sql.Composed]:
         def row(record: str) -> sql.Composed:
@@ -124,6 +98,12 @@ class TriggerCapture:
                 " INSERT INTO {changes} VALUES {old}; RETURN NULL; END",
             }.items()
         }
+
+    def start(self, conn: Connection, patience: Patience, ours: Callable[[], None], identity: Any) -> None:
+        """Triggers need no session."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def switch_on(self, conn: Connection) -> Any:
         for event in EVENTS:
@@ -175,8 +155,19 @@ class TriggerCapture:
         for name, *_ in self._identity(conn)["triggers"]:
             conn.execute(sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(name), relation(self._table)))
 
-    def is_on(self, conn: Connection) -> bool:
-        return bool(self._identity(conn)["triggers"])
+    def look(self, conn: Connection, identity: Any) -> None:
+        """Triggers that were tampered with fail nobody's write; the next step finds them."""
+
+    @property
+    def consumable(self) -> sql.Composable:
+        # Whoever sees a record sees what its transaction did.
+        return sql.SQL("true")
+
+    def pull(self, within_ms: float | None = None) -> None:
+        """Every change is recorded by its own transaction."""
+
+    def complete(self, conn: Connection) -> None:
+        """A snapshot sees a record if it sees the change."""
 
     def fits(self, conn: Connection) -> bool:
         # The text names the columns, in the order of the change table's.

@@ -17,6 +17,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pglean import catalog
+from pglean.capture import wal
 from pglean.capture.trigger import TriggerCapture, silence
 from pglean.errors import LockNotObtained, TableChanged
 from pglean.locks import Mode, OverBudget, Patience, blockers_of, claim, locked, patiently, release
@@ -44,7 +45,8 @@ def remove(
     triggers of ours are on it; none on it afterwards.
     """
     functions = {"pattern": f"^capture_{job_id}_"}
-    remains: list[str] = []
+    latest = time.monotonic() + _DROP_WAIT_S
+    remains = wal.remove(conn, job_id, latest if deadline is None else min(deadline, latest))
     # Found by what they call: in a restored dump the table has another OID, a table that was dropped has none.
     for (oid,) in conn.execute(query("job.triggers"), functions).fetchall():
         remains += _switch_off(server, conn, job_id, oid, patience)

@@ -42,6 +42,8 @@ _KEPT = (LockNotObtained, ConnectionLost, DiskFull, Paused, VerificationFailed)
 
 def keeps(error: BaseException, options: Options) -> bool:
     """Whether a run that ends with this error is kept, if it has come to anything."""
+    if not options.outlives_process:
+        return False
     return isinstance(error, _KEPT) or (options.keep and type(error) is Interrupted)
 
 

@@ -17,8 +17,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import errors as pg
 
-from pglean import catalog, disk
-from pglean.capture.trigger import TriggerCapture
+from pglean import capture, catalog, disk
 from pglean.engines import repair
 from pglean.errors import CaptureGap, IndexesChanged, LockNotObtained, TableChanged, UsageError
 from pglean.locks import Mode, OverBudget, Patience, claim, locked, patiently, release
@@ -82,6 +81,7 @@ def _capture(run: Run) -> None:
             indexes.create(conn, run.job)
 
     run.again(prepare)
+    _start_capture(run, None)
     run.reach("capture: prepared")
     patience = run.patience()
     while True:
@@ -100,6 +100,10 @@ def _capture(run: Run) -> None:
             continue
         run.captured_at = time.monotonic()
         return
+
+
+def _start_capture(run: Run, identity: object) -> None:
+    run.capture.start(run.control, run.patience(), partial(jobs.lock_ours, run.control, run.job), identity)
 
 
 def _index(run: Run) -> None:
@@ -140,6 +144,7 @@ def _clean(run: Run) -> None:
 
     ANALYZE also tells autovacuum that no dead rows are left.
     """
+    run.capture.close()
     tasks = [_drop, _analyze] if run.job.options.analyze else [_drop]
     take = run.workers.in_turn if run.crowded else run.workers.each
     take(tasks, lambda conn, _, task: task(run, conn))
@@ -255,13 +260,13 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
         space = disk.of_tablespaces(control, plan.disk_bytes_by_tablespace)
         sizes_before = _sizes(server, control, oid, ending.patience(server, options))
         wal_before = int(scalar(control, query("report.wal_bytes")))
-        job, first, capture, pieces = _begin(server, keeper, control, plan, on_progress, only)
+        job, first, identity, pieces = _begin(server, keeper, control, plan, on_progress, only)
         reporter = Reporter(job.id, job.table.qualified_name, on_progress)
         for warning in plan.warnings:
             reporter.message(f"warning: {warning}")
         try:
             with _workers(server, job, control, reporter) as run:
-                run.capture_identity, run.pieces = capture, pieces
+                run.capture_identity, run.pieces = identity, pieces
                 phases = _walk(run, keeper, Throttle(options, space), first)
             result = Result(
                 job=job.id,
@@ -355,7 +360,9 @@ def _workers(server: Server, job: jobs.Job, control: Connection, reporter: Repor
 
         workers = Workers(server, conns, tick, halt)
         stack.callback(workers.close)
-        run = Run(server, job, control, workers, TriggerCapture(job.table, job.id), reporter)
+        recording = capture.of(server, job.table, job.id, job.options)
+        stack.callback(recording.close)
+        run = Run(server, job, control, workers, recording, reporter)
         yield run
 
 
@@ -386,6 +393,7 @@ def _revive(run: Run, first: Phase) -> Phase:
     """What a run that is gone on with must know; returns the phase in which it does."""
     run.captured_at = time.monotonic()
     run.twins = jobs.twins(run.control, run.job.id)
+    _start_capture(run, run.capture_identity)
     if news := adopt.revive(run):
         run.reporter.message(news)
     # Made meanwhile, or taken up by a run that was killed before it came to building it.

@@ -1,14 +1,18 @@
 """Refresh: for the keys recorded, make the shadow hold what the table holds *now*.
 
-One snapshot S decides everything: which records are taken (all that S sees), which rows are read, which records are
-deleted afterwards. Invariant after each `round`: the shadow equals the table as of S.
+One snapshot S decides everything: which rows are read, and which records are deleted afterwards: those that S sees,
+together with what they tell of. Invariant after each `round` by one session: the shadow equals the table as of S.
 
 Deletes come before inserts, all of them: then unique values may wander between rows as they like.
 
-Divided among workers (`_shared`): a coordinator opens a REPEATABLE READ transaction, exports S and stays. Each worker
-imports S and takes the keys of its share by hash. First all delete and commit; only then all insert and commit; last
-the coordinator deletes the records and commits. Killed in between: the records are still there and the round is done
-again; it deletes whatever the shadow holds of these keys.
+Divided among workers (`_shared`): a coordinator opens a REPEATABLE READ transaction, exports S and stays. First each
+worker deletes from the shadow all keys of its share, by hash, that are recorded by now, and commits; only then they
+import S, insert the rows of those whose records S sees, and commit; last the coordinator deletes the records and
+commits. Invariant: the shadow equals the table as of S, but for keys that still have a record, of which it may have
+nothing. (Capture from the WAL records a change that S sees after S was taken: its key must go, or a row that S shows
+beside it might have its unique value.) What is compared with the table, or takes its place, comes from a round by one
+session. Killed in between: the records are still there and the round is done again; it deletes whatever the shadow
+holds of these keys.
 What a worker has committed in the first half is not visible under S in the second: nothing there asks for it.
 
 Before any unique index exists (`before_indexes`), shares need no common snapshot: each share is refreshed in a
@@ -22,7 +26,6 @@ Locks: ACCESS SHARE on the table during a round, none in between.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -119,6 +122,8 @@ def round_(run: Run, *, then: partial[None] | None = None, alone: bool = False) 
 
 def _round(run: Run, then: partial[None] | None, alone: bool) -> Round:
     conn = run.control
+    # What there is to do is known only then, and it needs no snapshot.
+    run.capture.pull()
     with run.step(conn, repeatable=True):
         started = time.monotonic()
         # This is S, if `step` has not taken it already: all statements of this transaction see the same.
@@ -128,7 +133,8 @@ def _round(run: Run, then: partial[None] | None, alone: bool) -> Round:
             _shared(run)
             consumed = _consume(run, conn)
         else:
-            consumed = within(run, conn, records)
+            run.capture.complete(conn)
+            consumed = within(run, conn, waiting(conn, run))
         if then is not None:
             then()
         run.reach("refresh: before the commit")
@@ -153,16 +159,22 @@ def within(run: Run, conn: Connection, records: int, hold: Hold | None = None) -
 
 def _shared(run: Run) -> None:
     snapshot = scalar(run.control, "SELECT pg_catalog.pg_export_snapshot()")
+    # Now the change table has all keys in which S differs from the shadow, whether S sees them there or not.
+    run.capture.pull()
     shares = [Share(number, run.workers.count) for number in range(run.workers.count)]
 
-    def half(act: Callable[[Run, Connection, str, Share], None], conn: Connection, worker: str, share: Share) -> None:
+    def delete(conn: Connection, worker: str, share: Share) -> None:
+        with run.step(conn, once=True):
+            _delete(run, conn, worker, share)
+
+    def insert(conn: Connection, worker: str, share: Share) -> None:
         with run.step(conn, snapshot=snapshot):
-            act(run, conn, worker, share)
+            _insert(run, conn, worker, share)
 
     try:
-        run.workers.each(shares, partial(half, _delete))
+        run.workers.each(shares, delete)
         run.reach("refresh: between the halves")
-        run.workers.each(shares, partial(half, _insert))
+        run.workers.each(shares, insert)
     except psycopg.Error:
         # A worker that does not find the snapshot any more is not the cause: this session has been lost, which it
         # notices as soon as it is used.
@@ -241,8 +253,8 @@ def _insert(run: Run, conn: Connection, worker: str, share: Share | None) -> Non
 
 
 def _consume(run: Run, conn: Connection, share: Share | None = None) -> int:
-    """Delete the records that the transaction's snapshot sees, and no others."""
-    statement = sql.SQL("DELETE FROM {} AS c").format(run.job.changes)
+    """Delete the records that the transaction's snapshot sees with what they tell of, and no others."""
+    statement = sql.SQL("DELETE FROM {} AS c WHERE {}").format(run.job.changes, run.capture.consumable)
     if share is not None:
-        statement += sql.SQL(" WHERE {}").format(_in_share(run, share))
+        statement += sql.SQL(" AND {}").format(_in_share(run, share))
     return conn.execute(statement).rowcount

@@ -277,10 +277,12 @@ class Run:
             patience.pause(self.table, Mode.ACCESS_SHARE, reason, ())
 
     @contextlib.contextmanager
-    def step(self, conn: Connection, *, repeatable: bool = False, snapshot: str | None = None) -> Iterator[None]:
+    def step(
+        self, conn: Connection, *, repeatable: bool = False, snapshot: str | None = None, once: bool = False
+    ) -> Iterator[None]:
         """A transaction in which the table may be read: ACCESS SHARE, by a name that means it, nothing changed.
 
-        On exit: committed, or rolled back where the block raises; no lock.
+        On exit: committed, or rolled back where the block raises; no lock. `once`: see `locked`.
         Raises `TableChanged`, `CaptureGap`, `LockNotObtained`, `Interrupted`.
         """
         with locked(
@@ -291,6 +293,7 @@ class Run:
             self.patience(),
             repeatable=repeatable,
             snapshot=snapshot,
+            once=once,
         ):
             self.check(conn)
             with self.right_of_way.step(conn):

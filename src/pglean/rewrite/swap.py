@@ -112,6 +112,8 @@ def _refresh_beside(run: Run, worker: Connection, hold: Hold) -> int:
     """
     policy = replace(Policy.of(run.job.options), wait_timeout_s=0, kill_backend=False)
     impatient = Patience(run.server, policy, lambda _: None)
+    # Who had written to the table has let it go, hence is visible to all: nothing is recorded after this.
+    _pull(run, hold)
     try:
         with locked(run.server, worker, run.table, Mode.ACCESS_SHARE, impatient, repeatable=True):
             run.check(worker)
@@ -157,6 +159,7 @@ def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
     run.check(conn)
     _check_predicate_locks(run, conn)
     hold.limit()
+    _pull(run, hold)
     consumed = refresh.within(run, conn, refresh.waiting(conn, run), hold)
     if consumed and run.job.options.mvcc_safe:
         raise PgleanError("something was written under the lock: this is a bug of pglean")
@@ -187,6 +190,12 @@ def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
     jobs.enter(conn, run.job, Phase.CLEANING)
     run.reach("swap: before the commit")
     return consumed
+
+
+def _pull(run: Run, hold: Hold) -> None:
+    """Have everything recorded, in the time that the lock may be held. Raises `OverBudget`."""
+    run.capture.pull(_SHARE * max(hold.left_ms, 1))
+    hold.limit()
 
 
 def _check_predicate_locks(run: Run, conn: Connection) -> None:

@@ -75,6 +75,7 @@ def _watch(run: Run, conn: Connection, throttle: Throttle, stop: threading.Event
 def _look(run: Run, conn: Connection, throttle: Throttle) -> None:
     with contextlib.suppress(IndexesChanged):
         catalog.check_fingerprint(conn, run.table, run.job.fingerprint)
+    run.capture.look(conn, run.capture_identity)
     if wanted(run.server, conn, run.table.oid, run.job.options.lock_timeout_ms):
         run.right_of_way.let_through()
     match jobs.command(conn, run.job.id):

@@ -24,3 +24,80 @@ SELECT atttypid FROM pg_attribute WHERE attrelid = %(changes)s::regclass AND att
 -- name: bodies
 SELECT p.proname, p.prosrc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
  WHERE n.nspname = 'pglean' AND p.proname = ANY (%(functions)s)
+
+
+-- name: next_xid
+SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+
+-- name: fence
+SELECT pg_logical_emit_message(true, %(prefix)s, %(token)s)
+
+-- name: change_columns
+SELECT attname FROM pg_attribute WHERE attrelid = %(changes)s::regclass AND attnum > 0 ORDER BY attnum
+
+-- name: decoded
+UPDATE pglean.slot SET decoded = %(lsn)s WHERE job = %(job)s
+
+-- name: retained
+-- What the slot keeps the server from removing, in bytes; NULL where it keeps nothing, or is not there.
+SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots WHERE slot_name = %(slot)s
+
+-- name: slot_name
+-- The names of slots are those of the cluster, the numbers of runs those of the database.
+SELECT 'pglean_' || oid || '_' || %(job)s FROM pg_database WHERE datname = current_database()
+
+-- name: new_slot
+-- In the transaction that makes the publication: by this row it is known to be ours.
+INSERT INTO pglean.slot (job, name, temporary, decoded) VALUES (%(job)s, %(slot)s, %(temporary)s, '0/0')
+
+-- name: create_slot
+SELECT lsn::text FROM pg_create_logical_replication_slot(%(slot)s, 'pgoutput', %(temporary)s)
+
+-- name: slot
+-- What the run has decoded, and what has become of its slot: whether it is there, can still be read, is being read, and
+-- was not read by anybody else.
+SELECT s.decoded::text, (s.decoded - '0/0')::bigint, s.name, r.slot_name IS NOT NULL, r.wal_status IS DISTINCT FROM 'lost', r.active,
+       r.confirmed_flush_lsn <= s.decoded
+  FROM pglean.slot s LEFT JOIN pg_replication_slots r ON r.slot_name = s.name AND r.database = current_database()
+ WHERE s.job = %(job)s
+
+-- name: slot_columns
+-- Names as the server's own bytes.
+SELECT convert_to(attname::text, getdatabaseencoding()), atttypid::bigint FROM pg_attribute
+ WHERE attrelid = %(oid)s AND attnum = ANY (%(numbers)s::int[])
+ ORDER BY array_position(%(numbers)s::int[], attnum::int)
+
+-- name: publication
+-- xmin, since what was changed and changed back looks as it did. What identifies rows for subscribers: the columns of the
+-- primary key, or of another index; without it, or with another one, old keys are not in the WAL.
+SELECT p.oid::bigint, p.xmin::text, r.oid::bigint, r.xmin::text, c.relreplident::text,
+       (SELECT i.indkey::text FROM pg_index i
+         WHERE i.indrelid = c.oid AND i.indisvalid
+           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
+  FROM pg_class c
+  LEFT JOIN pg_publication p ON p.pubname = %(publication)s
+  LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
+ WHERE c.oid = %(oid)s
+
+-- name: writers
+-- Who has been writing, anywhere in the cluster, since before %(since)s.
+SELECT 'pid ' || pid || ' (' || concat_ws(', ', usename, nullif(application_name, ''), 'database ' || datname, state)
+       || ', transaction open for ' || date_trunc('second', clock_timestamp() - xact_start) || ')'
+  FROM pg_stat_activity
+ WHERE backend_xid IS NOT NULL AND xact_start < %(since)s AND pid <> pg_backend_pid()
+UNION ALL
+SELECT 'prepared transaction ' || quote_literal(gid) || ' of ' || owner || ' in database ' || database
+       || ', prepared ' || date_trunc('second', clock_timestamp() - prepared) || ' ago'
+  FROM pg_prepared_xacts WHERE prepared < %(since)s
+
+-- name: own_slots
+-- Slots of a run, whether its row tells of them or not.
+SELECT slot_name, active, temporary FROM pg_replication_slots
+ WHERE database = current_database()
+   AND slot_name = (SELECT 'pglean_' || oid || '_' || %(job)s FROM pg_database WHERE datname = current_database())
+
+-- name: own_publication
+SELECT EXISTS (SELECT FROM pglean.slot WHERE job = %(job)s) AND EXISTS (SELECT FROM pg_publication WHERE pubname = %(publication)s)
+
+-- name: drop_slot
+SELECT pg_drop_replication_slot(%(slot)s)

@@ -32,7 +32,8 @@ SELECT index_oid, twin_oid FROM pglean.twin WHERE job = %(job)s AND built
 
 -- name: finish
 WITH chunks AS (DELETE FROM pglean.chunk WHERE job = %(job)s),
-     twins AS (DELETE FROM pglean.twin WHERE job = %(job)s)
+     twins AS (DELETE FROM pglean.twin WHERE job = %(job)s),
+     slot AS (DELETE FROM pglean.slot WHERE job = %(job)s AND %(state)s <> 'remains')
 UPDATE pglean.job
    SET phase = coalesce(%(phase)s::smallint, phase), state = %(state)s, finished_at = clock_timestamp(), error = %(error)s, result = %(result)s
  WHERE id = %(job)s

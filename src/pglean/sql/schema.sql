@@ -98,3 +98,13 @@ ALTER TABLE pglean.job
 -- A table whose rows are sorted is copied by ranges of values, or as a whole: `ordering` says how, and is NULL where it
 -- is copied by ranges of blocks. `blocks`, and the columns of pglean.chunk, then count and number these pieces.
 ALTER TABLE pglean.job ADD COLUMN ordering jsonb;
+
+-- migration: 4
+-- The replication slot of a run that captures changes from the WAL: up to where what it told is in the change table.
+CREATE TABLE pglean.slot (
+    job         bigint  NOT NULL PRIMARY KEY,
+    name        text    NOT NULL,
+    temporary   boolean NOT NULL,
+    decoded     pg_lsn  NOT NULL
+);
+SELECT pglean.conceal_1('pglean.slot', 'pglean.slot'::pg_catalog.regclass::oid);

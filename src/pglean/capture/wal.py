@@ -1,0 +1,282 @@
+"""Capture from the WAL: the keys of changed rows are taken from what a logical replication slot sends.
+
+Nothing is added to the application's transactions. The publication is of this one table and, where the server has
+column lists (15) and the replica identity is the key, of the key's columns only.
+
+From which moment on nothing is missed: the slot is there, and sends, before `switch_on` locks the table. Whatever
+commits after the slot's starting point is sent. What had its commit in the WAL before that, and was not visible yet
+(it waits for a synchronous standby), still held its lock on the table: so whoever got `SHARE ROW EXCLUSIVE` sees it,
+and so does every chunk that is copied after that lock.
+
+A commit may be recorded before it is visible, and visible before it is recorded:
+
+* Records bear their transaction (column ``x``), and a refresh consumes those that its snapshot sees, no others
+  (`consumable`).
+* Before it relies on its snapshot, a refresh has everything recorded that was committed before that was taken (`pull`),
+  and what it cannot see of that put into its own transaction (`complete`).
+
+A temporary slot, the default, belongs to the session that made it: a crashed client leaves nothing that retains WAL,
+and no run that could be gone on with. A permanent one is watched (`--max-slot-wal`).
+
+Identity: OID and xmin of the publication and of its entry for the table, the replica identity, and the key. As long as
+the session of the stream lives, nobody else can read or drop the slot; that it has not been read by others meanwhile is
+looked at when a run is gone on with. What the stream tells of the table's columns is compared as well (`pgoutput`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from pglean.capture import changes
+from pglean.capture.decoder import Decoder
+from pglean.capture.pgoutput import Shape
+from pglean.capture.stream import Stream
+from pglean.catalog import relation
+from pglean.errors import CaptureGap, LockNotObtained
+from pglean.locks import Mode, OverBudget, Patience, locked
+from pglean.server import Connection, Server, scalar, transaction
+from pglean.sql import query
+from pglean.table import Table
+
+#: Since when publications have column lists.
+COLUMN_LISTS = 150000
+#: How long a slot may be in use by a session of ours that is about to end, in seconds.
+_LAST_WORDS_S = 10.0
+
+
+class WalCapture:
+    """Implements `pglean.capture.ChangeCapture`."""
+
+    def __init__(self, server: Server, table: Table, job_id: int, max_slot_wal_bytes: int | None) -> None:
+        """`max_slot_wal_bytes`: how much WAL a permanent slot may retain; None for a temporary one."""
+        self._server, self._table, self._job_id = server, table, job_id
+        self._limit_bytes = max_slot_wal_bytes
+        self._key = table.key.columns if table.key else ()
+        self._publication = publication(job_id)
+        self._sessions = contextlib.ExitStack()
+        self._decoder: Decoder | None = None
+
+    # ---- making and removing
+
+    def prepare(self, conn: Connection) -> None:
+        changes.create(conn, self._table, self._key, self._job_id, sql.SQL("x pg_catalog.xid8 NOT NULL"))
+
+    def start(self, conn: Connection, patience: Patience, ours: Callable[[], None], identity: Any) -> None:
+        if identity is not None:
+            self._resume(conn)
+            return
+        # The publication comes first: what is published is looked up as of the change.
+        while True:
+            try:
+                with locked(self._server, conn, self._table, Mode.SHARE_UPDATE_EXCLUSIVE, patience):
+                    ours()
+                    self._publish(conn)
+            except OverBudget as error:
+                patience.pause(self._table, Mode.SHARE_UPDATE_EXCLUSIVE, str(error), ())
+                continue
+            break
+        slot = str(scalar(conn, query("capture.slot_name"), {"job": str(self._job_id)}))
+        stream = self._connect()
+        lsn = self._create_slot(conn, stream, slot, patience)
+        try:
+            ours()
+        except BaseException:
+            # Whoever has ended the run did not find it.
+            with contextlib.suppress(psycopg.Error):
+                stream.execute(query("capture.drop_slot"), {"slot": slot})
+            raise
+        conn.execute(query("capture.decoded"), {"job": self._job_id, "lsn": lsn})
+        self._stream(conn, stream, slot)
+
+    def _publish(self, conn: Connection) -> None:
+        columns = sql.Composed([])
+        identity = self._found(conn)["replica identity"]
+        if conn.info.server_version >= COLUMN_LISTS and identity[0] != "f":
+            names = sql.SQL(", ").join(sql.Identifier(column.name) for column in self._key)
+            columns = sql.SQL("({})").format(names)
+        conn.execute(
+            sql.SQL("CREATE PUBLICATION {} FOR TABLE ONLY {} {} WITH (publish = 'insert, update, delete')").format(
+                sql.Identifier(self._publication), relation(self._table), columns
+            )
+        )
+        slot = scalar(conn, query("capture.slot_name"), {"job": str(self._job_id)})
+        temporary = self._limit_bytes is None
+        conn.execute(query("capture.new_slot"), {"job": self._job_id, "slot": slot, "temporary": temporary})
+
+    def _connect(self) -> Connection:
+        purpose = f"{self._job_id} {self._table.name} stream"
+        return self._sessions.enter_context(self._server.connect(purpose, replication=True))
+
+    def _create_slot(self, conn: Connection, stream: Connection, slot: str, patience: Patience) -> str:
+        """Returns from where on the slot sends. Waits for whoever is writing, anywhere in the cluster, to end."""
+        since: datetime = scalar(conn, "SELECT pg_catalog.clock_timestamp()")
+        limit_ms = max(int(patience.policy.wait_timeout_s * 1000), 1)
+        stream.execute(sql.SQL("SET statement_timeout = {}").format(sql.Literal(limit_ms)))
+        parameters = {"slot": slot, "temporary": self._limit_bytes is None}
+        try:
+            lsn = scalar(stream, query("capture.create_slot"), parameters)
+        except pg.QueryCanceled as error:
+            self._server.check()
+            blockers = tuple(row[0] for row in conn.execute(query("capture.writers"), {"since": since}))
+            raise LockNotObtained(
+                f"could not create a replication slot within {patience.policy.wait_timeout_s:g} s",
+                blockers=blockers,
+                detail=" ".join(
+                    ["It waits for every transaction that was writing when it began.", *(f"{b}." for b in blockers)]
+                ),
+                hint="Wait for these to end, raise --wait-timeout, or let triggers capture the changes"
+                " (--capture trigger).",
+            ) from error
+        stream.execute("SET statement_timeout = 0")
+        return str(lsn)
+
+    def _resume(self, conn: Connection) -> None:
+        """Go on reading the slot of the run; raises `CaptureGap` where it is not what it was."""
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while True:
+            row = conn.execute(query("capture.slot"), {"job": self._job_id}).fetchone()
+            if row is None or not row[3]:
+                raise CaptureGap(f"the replication slot of run {self._job_id} is gone")
+            _, _, slot, _, usable, active, unread = row
+            if not usable:
+                raise CaptureGap(f"the replication slot of run {self._job_id} was invalidated by the server")
+            if not unread:
+                raise CaptureGap(f"the replication slot of run {self._job_id} was read by somebody else")
+            if not active:
+                break
+            if time.monotonic() > deadline:
+                raise LockNotObtained(f'replication slot "{slot}" is in use by another session')
+            self._server.rest(0.1)
+        try:
+            self._stream(conn, self._connect(), slot)
+        except pg.ObjectInUse as error:
+            raise LockNotObtained(f'replication slot "{slot}" is in use by another session') from error
+
+    def _stream(self, conn: Connection, session: Connection, slot: str) -> None:
+        """Let the slot send from where it was decoded, and record what it sends from now on."""
+        decoded, number, *_ = conn.execute(query("capture.slot"), {"job": self._job_id}).fetchone() or ("0/0", 0)
+        found = self._found(conn)
+        rows = conn.execute(
+            query("capture.slot_columns"),
+            {"oid": self._table.oid, "numbers": [column.number for column in self._key]},
+        )
+        shape = Shape(self._table.oid, found["replica identity"][0], tuple((bytes(row[0]), row[1]) for row in rows))
+        writer = self._sessions.enter_context(self._server.connect(f"{self._job_id} {self._table.name} decoder"))
+        # Bytes as they are: no character is lost on the way, whatever the encoding of the database.
+        session.execute("SET client_encoding TO 'SQL_ASCII'")
+        stream = Stream(session)
+        stream.start(slot, self._publication, decoded)
+        self._decoder = Decoder(self._server, writer, stream, shape, self._job_id, slot, int(number), self._limit_bytes)
+        self._decoder.start()
+
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+        self._sessions.close()
+
+    # ---- what it says of itself
+
+    def switch_on(self, conn: Connection) -> Any:
+        return self._found(conn)
+
+    def _found(self, conn: Connection) -> dict[str, Any]:
+        row = conn.execute(
+            query("capture.publication"), {"oid": self._table.oid, "publication": self._publication}
+        ).fetchone()
+        publication_, publication_xmin, entry, entry_xmin, letter, columns = row or (None,) * 6
+        return {
+            "publication": [publication_, publication_xmin, entry, entry_xmin],
+            "replica identity": [letter, columns],
+            "key": [[column.number, column.name, column.type_oid] for column in self._key],
+        }
+
+    def check(self, conn: Connection, identity: Any) -> None:
+        if self._decoder is not None:
+            self._decoder.check()
+        self.look(conn, identity)
+
+    def look(self, conn: Connection, identity: Any) -> None:
+        found = self._found(conn)
+        if found == identity:
+            return
+        changed = [part for part in identity if found.get(part) != identity[part]]
+        verb = "were" if changed[1:] else "was"
+        raise CaptureGap(
+            f"the {' and the '.join(changed)} of {self._table.qualified_name} {verb} changed by another session",
+            detail="What was written in between may not have been recorded.",
+        )
+
+    def fits(self, conn: Connection) -> bool:
+        # `check` has compared the key.
+        return True
+
+    def switch_off(self, conn: Connection) -> None:
+        """The publication harms nobody, and goes with the rest."""
+
+    def silence(self, conn: Connection) -> None:
+        if self._decoder is not None:
+            self._decoder.quit()
+        silence(conn, self._job_id)
+
+    # ---- what a refresh needs
+
+    @property
+    def consumable(self) -> sql.Composable:
+        return sql.SQL("pg_catalog.pg_visible_in_snapshot(c.x, (SELECT pg_catalog.pg_current_snapshot()))")
+
+    def pull(self, within_ms: float | None = None) -> None:
+        assert self._decoder is not None
+        self._decoder.pull(within_ms)
+
+    def complete(self, conn: Connection) -> None:
+        assert self._decoder is not None
+        self._decoder.complete(conn)
+
+
+def publication(job_id: int) -> str:
+    """The publication of a run."""
+    return f"pglean_{job_id}"
+
+
+def silence(conn: Connection, job_id: int) -> None:
+    """Drop the publication of a run: no write of the application fails because of what it publishes.
+
+    Takes no lock on the table. Raises psycopg's LockNotAvailable after a second.
+    """
+    name = publication(job_id)
+    if scalar(conn, query("capture.own_publication"), {"job": job_id, "publication": name}):
+        with transaction(conn):
+            conn.execute("SET LOCAL lock_timeout = '1s'")
+            conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
+
+
+def remove(conn: Connection, job_id: int, deadline: float) -> list[str]:
+    """Drop publication and slot of a run, if there are any; returns what could not be removed, as phrases.
+
+    A slot that a session of the run has in use, which is about to end, is waited for until `deadline` (of
+    time.monotonic).
+    """
+    remains: list[str] = []
+    try:
+        silence(conn, job_id)
+    except pg.LockNotAvailable:
+        remains.append(f"publication {publication(job_id)} (in use by another session)")
+    while slot := conn.execute(query("capture.own_slots"), {"job": str(job_id)}).fetchone():
+        name, active, temporary = slot
+        if not active and not temporary:
+            with contextlib.suppress(pg.ObjectInUse, pg.UndefinedObject):
+                conn.execute(query("capture.drop_slot"), {"slot": name})
+            continue
+        if time.monotonic() > deadline:
+            remains.append(f"replication slot {name} (in use by another session)")
+            break
+        time.sleep(0.05)
+    return remains
