@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import time
 from enum import StrEnum
 from typing import Any, Self
@@ -160,10 +160,15 @@ class Options:
         for name, text in (("order-by", self.order_by), ("tablespace", self.tablespace)):
             if text is not None and not text.strip():
                 raise UsageError(f"invalid value for option --{name}: it is empty")
-        if self.max_slot_wal_bytes is not None and self.capture is Capture.TRIGGER:
+        if self.max_slot_wal_bytes is not None and self.capture not in (Capture.WAL, Capture.AUTO):
             raise UsageError(
-                "--max-slot-wal is of no use with --capture trigger",
-                hint="Triggers need no replication slot; --capture wal or auto does.",
+                "--max-slot-wal needs --capture wal or auto",
+                hint="Capture by triggers needs no replication slot.",
+            )
+        if self.keep and self.capture is Capture.WAL and not self.outlives_process:
+            raise UsageError(
+                "--keep with --capture wal needs --max-slot-wal",
+                hint="Without a limit on the WAL that it retains, the replication slot ends with the process.",
             )
         if self.move_indexes and self.tablespace is None:
             raise UsageError(
@@ -178,7 +183,15 @@ class Options:
 
     def shape_differs(self, other: Options) -> list[str]:
         """What is asked for differently that decides what the new files are like, by the names of the options."""
-        return [option for name, option in _SHAPE.items() if getattr(self, name) != getattr(other, name)]
+        different = [option for name, option in _SHAPE.items() if getattr(self, name) != getattr(other, name)]
+        if self.capture not in (None, Capture.AUTO, other.capture or Capture.TRIGGER):
+            different.append("--capture")
+        return different
+
+    def with_capture(self, capture: Capture, max_slot_wal_bytes: int | None) -> Self:
+        """The same, with what has come of `capture`."""
+        limit = max_slot_wal_bytes if capture is Capture.WAL else None
+        return replace(self, capture=capture, max_slot_wal_bytes=limit)
 
     def as_json(self) -> dict[str, Any]:
         """What the job's row remembers."""

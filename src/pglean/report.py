@@ -133,6 +133,7 @@ def plan_json(plan: Plan) -> dict[str, object]:
         # "" is the database's default tablespace.
         "disk_bytes_by_tablespace": {space or "": size for space, size in plan.disk_bytes_by_tablespace.items()},
         "order": _order_json(plan),
+        "capture": None if plan.options.capture is None else plan.options.capture.value,
         "steps": list(plan.steps),
         "warnings": [
             {"code": finding.code, "message": finding.message, "detail": finding.detail, "hint": finding.hint}
@@ -238,6 +239,8 @@ def status_lines(runs: Sequence[Status], database: str) -> RenderableType:
                 f" changes {bytes_text(run.changes_bytes)}, copy {bytes_text(run.shadow_bytes)}"
             )
         )
+        if run.slot:
+            lines.append(Text(f"  replication slot {run.slot} retains {bytes_text(run.slot_wal_bytes)} of WAL"))
         if waiting := str(run.progress.get("waiting_for", "")):
             lines.append(Text(f"  {waiting_text(waiting, throttled=bool(run.progress.get('throttled')))}"))
         if run.command and run.alive:

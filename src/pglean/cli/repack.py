@@ -14,7 +14,7 @@ from pglean.cli.reindex import Request, check_usage, without_effect
 from pglean.cli.reindex import names as distinct_names
 from pglean.cli.sections import Section, SectionedCommand
 from pglean.errors import UsageError
-from pglean.options import Compression, InvalidIndexes, Options, Verify, Window, lag, size_bytes
+from pglean.options import Capture, Compression, InvalidIndexes, Options, Verify, Window, lag, size_bytes
 from pglean.selection import Selection
 from pglean.version import __version__
 
@@ -97,6 +97,16 @@ class _RepackCommand(SectionedCommand):
     default=_DEFAULTS.verify.value,
     show_default=True,
     help="Comparison of table and copy before the swap.",
+)
+@_HOW.option(
+    "--capture",
+    type=click.Choice([choice.value for choice in Capture]),
+    help="Record changes by triggers (the default), from the WAL, or from there if the server allows it.",
+)
+@_HOW.option(
+    "--max-slot-wal",
+    metavar="SIZE",
+    help="WAL that a replication slot may retain; it and the run then outlive the process.",
 )
 @_HOW.option("-Z", "--no-analyze", is_flag=True, help="No ANALYZE at the end.")
 @_HOW.option("--hold", is_flag=True, help="Keep the finished copy in sync, and wait for `pglean swap`.")
@@ -192,6 +202,8 @@ def repack_command(
     max_lock_time: int,
     lock_timeout: int,
     chunk_time: int,
+    capture: str | None,
+    max_slot_wal: str | None,
     verify: str,
     hold: bool,
     swap_window: str | None,
@@ -269,6 +281,8 @@ def repack_command(
             lock_timeout_ms=lock_timeout,
             max_lock_ms=max_lock_time,
             chunk_ms=chunk_time,
+            capture=None if capture is None else Capture(capture),
+            max_slot_wal_bytes=None if max_slot_wal is None else size_bytes("max-slot-wal", max_slot_wal),
             verify=Verify(verify),
             kill_backend=kill_backend,
             analyze=not no_analyze,

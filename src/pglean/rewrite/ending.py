@@ -27,7 +27,7 @@ from pglean.errors import (
     VerificationFailed,
 )
 from pglean.locks import Patience, Policy, claim, release
-from pglean.options import Options
+from pglean.options import Capture, Options
 from pglean.rewrite import cleanup
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job
@@ -97,7 +97,11 @@ def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, told: B
     if keep and _keep(conn, job, reason):
         return [
             f"What was done is kept: {ways_on(job.id, server.capabilities.database)}."
-            " Until then its triggers record what is written to the table."
+            + (
+                " Until then its replication slot retains WAL (`pglean status` tells how much)."
+                if job.options.capture is Capture.WAL
+                else " Until then its triggers record what is written to the table."
+            )
         ]
     remains = cleanup.end(server, conn, job.id, patience(server, job.options, _UNDO_WAIT_S), reason)
     hints = _swapped_hint(conn, job)

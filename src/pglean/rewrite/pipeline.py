@@ -233,6 +233,11 @@ def resume(
         if stored.phase.swapped:
             _finish(server, conn, job_id)
             return None
+        if not stored.options.outlives_process:
+            raise UsageError(
+                f"run {job_id} cannot be gone on with: it read a replication slot that ended with its process",
+                hint="`pglean repack` begins anew; `pglean cleanup` undoes it. With --max-slot-wal such runs are kept.",
+            )
         if stored.state == "remains":
             raise UsageError(
                 f"run {job_id} was undone, but for what could not be removed", hint="Run `pglean cleanup`."
@@ -264,6 +269,8 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
         reporter = Reporter(job.id, job.table.qualified_name, on_progress)
         for warning in plan.warnings:
             reporter.message(f"warning: {warning}")
+        if plan.capture_reason:
+            reporter.message(plan.capture_reason)
         try:
             with _workers(server, job, control, reporter) as run:
                 run.capture_identity, run.pieces = identity, pieces

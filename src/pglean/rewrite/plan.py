@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pglean.catalog import Fingerprint
 from pglean.errors import Finding
-from pglean.options import Options, Verify
+from pglean.options import Capture, Options, Verify
 from pglean.rewrite.job import Stored
 from pglean.rewrite.layout import Layout
 from pglean.rewrite.order import Order
@@ -31,6 +31,25 @@ class Plan:
     order: Order | None = None
     #: The run that was kept, or interrupted, and is gone on with.
     kept: Stored | None = None
+    #: Why changes are captured by triggers, where it was left to us; else empty.
+    why_triggers: str = ""
+
+    @property
+    def capture_reason(self) -> str:
+        """How changes are captured, and why, where it was left to us to choose; else empty."""
+        return f"changes are captured by triggers: {self.why_triggers}" if self.why_triggers else ""
+
+    @property
+    def _recording(self) -> str:
+        key = self.table.key
+        names = "" if key is None else ", ".join(column.name for column in key.columns)
+        record, options = f"record the keys ({names}) of changed rows", self.options
+        lock = f"(SHARE ROW EXCLUSIVE, a moment; waits at most {options.lock_timeout_ms} ms at a time)"
+        if options.capture is not Capture.WAL:
+            because = f", because {self.why_triggers}" if self.why_triggers else ""
+            return f"{record}, by three triggers{because} {lock}"
+        slot = "temporary" if options.max_slot_wal_bytes is None else "permanent"
+        return f"{record}, from the WAL by a {slot} replication slot {lock}"
 
     @property
     def disk_bytes(self) -> int:
@@ -87,8 +106,6 @@ class Plan:
     def steps(self) -> tuple[str, ...]:
         """The run in words, in order."""
         table, options = self.table, self.options
-        key = table.key
-        key_text = "" if key is None else ", ".join(column.name for column in key.columns)
         verify = {
             Verify.NONE: "do not compare the tables (--verify none)",
             Verify.COUNT: "compare the number of rows in both tables",
@@ -103,8 +120,7 @@ class Plan:
             first = []
         steps = [
             *first,
-            f"record the keys ({key_text}) of changed rows, by three triggers"
-            f" (SHARE ROW EXCLUSIVE, a moment; waits at most {options.lock_timeout_ms} ms at a time)",
+            self._recording,
             self._copy,
             "take over the changes recorded meanwhile; freeze the copy",
             f"build {indexes}",

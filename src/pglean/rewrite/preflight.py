@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pglean import catalog, disk
+from pglean.capture import requirements
 from pglean.catalog import Fingerprint
 from pglean.errors import Finding, Refused
 from pglean.locks import claimed, patiently
-from pglean.options import InvalidIndexes, Options
+from pglean.options import Capture, InvalidIndexes, Options
 from pglean.rewrite import checks, ending, order, schema, shadow
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Stored
@@ -19,8 +20,8 @@ from pglean.rewrite.status import command
 from pglean.server import Connection, Server
 from pglean.table import Table
 
-#: Sessions beside the workers: watch, control, and one for pausing writers.
-_OTHER_SESSIONS = 3
+#: Sessions beside the workers: watch, control, and one for pausing writers; capture from the WAL has one that records.
+_OTHER_SESSIONS, _DECODER_SESSIONS = 3, 1
 
 
 def plan(server: Server, oid: int, options: Options) -> Plan:
@@ -32,7 +33,7 @@ def plan(server: Server, oid: int, options: Options) -> Plan:
 def check_connections(server: Server, options: Options, tables: int) -> None:
     """Raise `Refused` where the server has not so many connections left as `tables` runs at once need."""
     with server.connect("preflight") as conn:
-        sessions = tables * (options.jobs + _OTHER_SESSIONS)
+        sessions = tables * _sessions(options)
         if findings := list(checks.of_connections(conn, server.capabilities, sessions)):
             raise Refused(f"{tables} tables at once" if tables > 1 else "the table", findings)
 
@@ -51,29 +52,58 @@ def make(
     `invalid_indexes`: what will be done about these first; after that, what is invalid still refuses the run.
     Raises what `plan` raises, and `LockNotObtained`.
     """
-    sessions = options.jobs + _OTHER_SESSIONS
+    sessions = _sessions(options)
 
-    def read() -> tuple[catalog.Fingerprint | None, Table, list[Finding]]:
+    def read() -> tuple[catalog.Fingerprint | None, Table, list[Finding], list[Finding]]:
         # The fingerprint comes first: what is changed after it will be noticed.
         fingerprint = catalog.fingerprint(conn, oid)
         table = catalog.load(conn, oid)
         asked = replace(options, invalid_indexes=invalid_indexes)
         facts = checks.gather(conn, server.capabilities, table, asked, busy=busy, sessions=sessions)
-        return fingerprint, table, checks.run(facts)
+        missing = requirements.findings(server, conn, table) if _may_read_wal(options) else []
+        return fingerprint, table, checks.run(facts), missing
 
-    fingerprint, table, findings = patiently(server, conn, oid, ending.patience(server, options), read)
+    fingerprint, table, findings, missing = patiently(server, conn, oid, ending.patience(server, options), read)
     fatal = [finding for finding in findings if finding.fatal]
+    kept = None if fatal or fingerprint is None else _kept(conn, oid, fingerprint)
+    if options.capture is Capture.WAL and kept is None:
+        fatal += missing
     if fatal or fingerprint is None:
         raise Refused(table.qualified_name, fatal)
     warnings = [finding for finding in findings if not finding.fatal]
-    if (kept := _kept(conn, oid, fingerprint)) is not None:
+    if kept is not None:
         _check_shape(kept, table, options, server.capabilities.database)
         sorting = kept.order
+        limit = options.max_slot_wal_bytes or kept.options.max_slot_wal_bytes
+        options = options.with_capture(kept.options.capture or Capture.TRIGGER, limit)
+        missing = []
     else:
+        if options.capture is Capture.AUTO and options.keep and options.max_slot_wal_bytes is None:
+            missing = [requirements.no_limit(), *missing]
+        if options.capture is not Capture.WAL:
+            by_wal = options.capture is Capture.AUTO and not missing
+            options = options.with_capture(Capture.WAL if by_wal else Capture.TRIGGER, options.max_slot_wal_bytes)
         sorting, told = order.decide(server, conn, table, options, ending.patience(server, options))
         warnings += told
-    made = Plan(table, options, fingerprint, tuple(warnings), shadow.default_tablespace(conn), sorting, kept)
+    made = Plan(
+        table,
+        options,
+        fingerprint,
+        tuple(warnings),
+        shadow.default_tablespace(conn),
+        sorting,
+        kept,
+        missing[0].message if missing else "",
+    )
     return replace(made, warnings=(*made.warnings, *_space_warnings(conn, made)))
+
+
+def _sessions(options: Options) -> int:
+    return options.jobs + _OTHER_SESSIONS + (_DECODER_SESSIONS if _may_read_wal(options) else 0)
+
+
+def _may_read_wal(options: Options) -> bool:
+    return options.capture in (Capture.WAL, Capture.AUTO)
 
 
 def _kept(conn: Connection, oid: int, fingerprint: Fingerprint) -> Stored | None:
@@ -81,7 +111,7 @@ def _kept(conn: Connection, oid: int, fingerprint: Fingerprint) -> Stored | None
     if not schema.current(conn) or (found := jobs.resumable(conn, oid)) is None:
         return None
     stored = jobs.load(conn, found)
-    if stored is None or RESUMES_WITH[stored.phase] is Phase.PLANNED:
+    if stored is None or RESUMES_WITH[stored.phase] is Phase.PLANNED or not stored.options.outlives_process:
         return None
     return stored if catalog.changed_parts(stored.fingerprint, fingerprint) in ([], ["indexes"]) else None
 

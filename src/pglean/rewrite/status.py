@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from pglean.rewrite import schema
 from pglean.rewrite.phase import Phase
-from pglean.server import Connection
+from pglean.server import Connection, scalar
 from pglean.sql import query
 
 
@@ -52,6 +52,10 @@ class Status:
     #: Zero where that was not asked for.
     changes_bytes: int = 0
     shadow_bytes: int = 0
+    #: trigger or wal; for the latter its replication slot, and the WAL that the server may not remove because of it.
+    capture: str = "trigger"
+    slot: str | None = None
+    slot_wal_bytes: int = 0
 
     @property
     def alive(self) -> bool:
@@ -101,6 +105,8 @@ def unfinished(conn: Connection) -> list[Status]:
             heartbeat_s=float(row[8]),
             command=row[9],
             error=row[10],
+            capture=row[11],
+            slot=row[12],
         )
         for row in conn.execute(query("status.unfinished"))
     ]
@@ -127,7 +133,8 @@ def _with_sizes(conn: Connection, run: Status) -> Status:
     except pg.LockNotAvailable:
         row = conn.execute(query("status.sizes_of_files"), parameters).fetchone()
     assert row is not None
-    return replace(run, changes_bytes=row[0], shadow_bytes=row[1])
+    retained = scalar(conn, query("capture.retained"), {"slot": run.slot}) if run.slot else None
+    return replace(run, changes_bytes=row[0], shadow_bytes=row[1], slot_wal_bytes=int(retained or 0))
 
 
 def history(conn: Connection, limit: int) -> list[Finished]:

@@ -43,6 +43,12 @@ def pause(server: Server, job_id: int, wait_s: float) -> None:
         run = _found(conn, job_id)
         if run.state == "paused":
             return
+        stored = jobs.load(conn, job_id)
+        if stored is not None and not stored.options.outlives_process:
+            raise UsageError(
+                f"run {job_id} cannot be paused: its replication slot would end with its process",
+                hint="With --max-slot-wal such runs can be kept.",
+            )
         if not run.alive or not jobs.request(conn, job_id, "pause"):
             raise UsageError(
                 f"run {job_id} is {run.state}: nobody works on it",

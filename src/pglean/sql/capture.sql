@@ -101,3 +101,25 @@ SELECT EXISTS (SELECT FROM pglean.slot WHERE job = %(job)s) AND EXISTS (SELECT F
 
 -- name: drop_slot
 SELECT pg_drop_replication_slot(%(slot)s)
+
+-- name: server
+SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),
+       current_setting('max_wal_senders')::int, (SELECT count(*) FROM pg_stat_replication),
+       current_setting('synchronous_standby_names'),
+       (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = session_user)
+
+-- name: replica_identity
+SELECT c.relreplident::text,
+       (SELECT i.indexrelid FROM pg_index i
+         WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
+           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
+  FROM pg_class c
+ WHERE c.oid = %(oid)s
+
+-- name: unfit_types
+-- Of key columns: those whose text names something that may be renamed, and those whose input may run somebody's code.
+SELECT DISTINCT format_type(t.oid, -1), CASE WHEN t.oid < 16384 THEN 'names' ELSE 'code' END
+  FROM pg_type t LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
+ WHERE t.oid = ANY (%(types)s::oid[])
+   AND (t.oid < 16384 AND t.typname ~ '^_?reg'
+        OR NOT %(trusted)s AND coalesce(e.oid, t.oid) >= 16384 AND coalesce(e.typtype, t.typtype) <> 'e')

@@ -15,8 +15,8 @@ SELECT j.id, j.schema_name, j.table_name, j.relation, j.phase,
             ELSE 'running' END,
        j.progress,
        extract(epoch FROM clock_timestamp() - j.started_at), extract(epoch FROM clock_timestamp() - j.heartbeat_at),
-       j.command, j.error
-  FROM pglean.job j
+       j.command, j.error, coalesce(j.options ->> 'capture', 'trigger'), s.name
+  FROM pglean.job j LEFT JOIN pglean.slot s ON s.job = j.id
  WHERE j.state IN ('running', 'paused', 'remains')
  ORDER BY j.id
 
