@@ -80,17 +80,20 @@ class Results:
         lines.append(_line(["runs finished", *finished, *([""] if compared else [])]))
         return "\n".join(lines)
 
-    def markdown(self, machine: dict[str, str], settings: dict[str, str], about: dict[str, str]) -> str:
-        """The whole of RESULTS.md."""
-        return "\n".join(self._markdown(machine, settings, about)) + "\n"
+    def markdown(
+        self,
+        machine: dict[str, str],
+        settings: dict[str, str],
+        about: dict[str, str],
+        *,
+        title: str,
+        introduction: str,
+    ) -> str:
+        """The whole of what is written."""
+        head = [f"# {title}", "", introduction, ""]
+        return "\n".join([*head, *self._markdown(machine, settings, about)]) + "\n"
 
     def _markdown(self, machine: dict[str, str], settings: dict[str, str], about: dict[str, str]) -> Iterator[str]:
-        yield "# pglean and pg_repack side by side"
-        yield ""
-        yield "Written by `bench/run.py`. The tools took turns on one server, each run on a fresh copy of the same"
-        yield "bloated table; figures are medians. A ratio below 1 is in favour of pglean, save where it is marked as"
-        yield "better when higher."
-        yield ""
         for facts in (about, machine):
             yield from _definition(facts)
         yield "| setting | value |"
@@ -110,7 +113,9 @@ class Results:
         yield _line(header)
         yield _line(["---:", "---:", "---", *["---:"] * len(metrics)])
         for run in runs:
-            shown = [metric.show(run.values[metric.key]) if run.values else _NOTHING for metric in metrics]
+            shown = [
+                metric.show(run.values[metric.key]) if metric.key in run.values else _NOTHING for metric in metrics
+            ]
             yield _line([f"{run.rows:,}", str(run.repetition), run.tool, *shown])
         yield ""
         for run in runs:
@@ -123,7 +128,7 @@ class Results:
 
     @staticmethod
     def _median(runs: list[Run], tool: str, rows: int, key: str) -> float | None:
-        values = [run.values[key] for run in runs if run.tool == tool and run.rows == rows and run.values]
+        values = [run.values[key] for run in runs if run.tool == tool and run.rows == rows and key in run.values]
         return statistics.median(values) if values else None
 
 

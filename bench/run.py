@@ -39,6 +39,12 @@ SCENARIOS: Final = (IDLE, STEADY, FLAT_OUT, MEMORY)
 RESULTS: Final = Path(__file__).parent / "RESULTS.md"
 BINDIR: Final = Path("/usr/lib/postgresql/15/bin")
 BUSY: Final = 0.05
+_TITLE: Final = "pglean and pg_repack side by side"
+_INTRODUCTION: Final = (
+    "Written by `bench/run.py`. The tools took turns on one server, each run on a fresh copy of the same\n"
+    "bloated table; figures are medians. A ratio below 1 is in favour of pglean, save where it is marked as\n"
+    "better when higher."
+)
 SETTINGS: Final = {
     "shared_buffers": "1GB",
     "maintenance_work_mem": "256MB",
@@ -206,7 +212,8 @@ def _benchmark(
                 f" {options.cap:g} s; steady: {options.rate:,} transactions per second"
             )
         settings = {**server.settings, "fsync": options.fsync}
-        _report(benchmark.results, options, benchmark.results.markdown(facts, settings, about))
+        markdown = benchmark.results.markdown(facts, settings, about, title=_TITLE, introduction=_INTRODUCTION)
+        _report(benchmark.results, options, markdown)
     return 1 if any(run.failure for run in benchmark.results.runs) else 0
 
 
