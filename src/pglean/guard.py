@@ -51,7 +51,8 @@ def execute(
 ) -> int:
     """Run a statement that reads the table or writes the shadow; returns the rows it wrote, or the bigint it selects.
 
-    `make` composes it: an INSERT, UPDATE or DELETE, or a SELECT of one bigint, from the `Source` it is given.
+    `make` composes it from the `Source` it is given: an INSERT, UPDATE or DELETE, or a SELECT of one bigint, which may
+    have a WITH before it, that writes.
     On entry: an open transaction that holds ACCESS SHARE (or more) on the table, by a name that was looked at.
     On exit: the same. `worker` tells sessions apart that do this at the same time.
     """
@@ -99,7 +100,7 @@ def _as_owner(
     text = statement.as_string(conn)
     body = (
         statement
-        if text.lstrip().upper().startswith("SELECT")
+        if text.startswith(("SELECT", "WITH"))
         else sql.SQL("WITH written AS ({} RETURNING 1) SELECT pg_catalog.count(*) FROM written").format(statement)
     )
     for command in (

@@ -295,9 +295,13 @@ def _blockers(conn: Connection, oid: int, mode: Mode) -> tuple[Blocker, ...]:
     return tuple(Blocker(*row) for row in rows)
 
 
-def lock_here(conn: Connection, table: Table, mode: Mode, lock_timeout_ms: int) -> None:
+def lock_here(
+    conn: Connection, table: Table, mode: Mode, lock_timeout_ms: int, *, look: Connection | None = None
+) -> None:
     """Lock the table *by its name* in the open transaction, and see that the name still means it.
 
+    `look`: another session, which sees that where the transaction's snapshot is older than the lock and shows what the
+    name meant then. While the lock is held the name cannot come to mean anything else.
     On exit: `mode` on the table until the end of the transaction, lock_timeout of the transaction set.
     Raises psycopg's LockNotAvailable after `lock_timeout_ms`, `TableChanged` where the name means something else:
     a table renamed away with a view in its place must never be read with our rights.
@@ -309,7 +313,7 @@ def lock_here(conn: Connection, table: Table, mode: Mode, lock_timeout_ms: int) 
         conn.execute(sql.SQL(_STATEMENT[mode]).format(relation(table)))
     except (pg.UndefinedTable, pg.InvalidSchemaName, pg.WrongObjectType) as error:
         raise _renamed(table) from error
-    found = conn.execute(query("locks.named"), {"schema": table.schema, "name": table.name}).fetchone()
+    found = (look or conn).execute(query("locks.named"), {"schema": table.schema, "name": table.name}).fetchone()
     if found is None or found != (table.oid, "r"):
         raise _renamed(table)
 
@@ -368,7 +372,14 @@ def _renamed(table: Table) -> TableChanged:
 
 
 def _begin(
-    conn: Connection, table: Table, mode: Mode, lock_timeout_ms: int, *, repeatable: bool, snapshot: str | None
+    conn: Connection,
+    table: Table,
+    mode: Mode,
+    lock_timeout_ms: int,
+    *,
+    repeatable: bool,
+    snapshot: str | None,
+    look: Connection | None,
 ) -> None:
     """Begin a transaction and lock the table in it; where that raises, there is no transaction."""
     began = time.monotonic()
@@ -376,7 +387,7 @@ def _begin(
     try:
         if snapshot is not None:
             conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
-        lock_here(conn, table, mode, lock_timeout_ms)
+        lock_here(conn, table, mode, lock_timeout_ms, look=look)
     except BaseException:
         steps_log.debug("%s: no %s lock within %d ms", table.qualified_name, mode, _since_ms(began))
         with contextlib.suppress(psycopg.Error):
@@ -396,6 +407,7 @@ def locked(
     repeatable: bool = False,
     snapshot: str | None = None,
     once: bool = False,
+    look: Connection | None = None,
     between: Callable[[], None] | None = None,
 ) -> Iterator[Hold | None]:
     """A transaction that holds `mode` on the table, committed at the end of the block, rolled back where it raises.
@@ -407,15 +419,24 @@ def locked(
     Yields the `Hold` of a lock that keeps writers away, None for ACCESS SHARE.
     With an imported snapshot, or `once`, there is one attempt only (psycopg's LockNotAvailable): whoever exported it
     holds a lock on the table himself, and an ALTER TABLE that waits for that one would keep this one waiting, and all
-    readers with it.
+    readers with it. Where he holds none, the snapshot may be older than the lock: then `look` is a session that sees
+    what the table's name means now, and there are as many attempts as ever.
     Raises `LockNotObtained`, `OverBudget`, `TableChanged`, `Interrupted`.
     """
     while True:
         server.check()
         try:
-            _begin(conn, table, mode, patience.policy.lock_timeout_ms, repeatable=repeatable, snapshot=snapshot)
+            _begin(
+                conn,
+                table,
+                mode,
+                patience.policy.lock_timeout_ms,
+                repeatable=repeatable,
+                snapshot=snapshot,
+                look=look,
+            )
         except (pg.LockNotAvailable, pg.DeadlockDetected):
-            if once or snapshot is not None:
+            if once or (snapshot is not None and look is None):
                 raise
             blockers = _blockers(conn, table.oid, mode)
             patience.escalate(conn, table, mode)

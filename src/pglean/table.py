@@ -32,6 +32,11 @@ class Column:
     not_null: bool
     #: An array proper: neither a domain over one, nor what only looks like one (int2vector).
     is_array: bool
+    #: The declared type, a domain perhaps; and how it is written without its modifier.
+    type_oid: int
+    bare_type_sql: str
+    #: attlen: bytes of each value, negative where it varies.
+    width: int
 
     @property
     def stored(self) -> bool:
@@ -132,6 +137,7 @@ class Table:
     options: tuple[str, ...]
     columns: tuple[Column, ...]
     indexes: tuple[Index, ...]
+    #: None: changes are recorded, and rows found, by images of whole rows.
     key: Key | None
     toast: Toast | None
     #: Size of the main fork and the other forks of the heap, without TOAST and indexes.
@@ -139,6 +145,11 @@ class Table:
     #: pg_class.reltuples; None where neither VACUUM nor ANALYZE has run yet.
     estimated_rows: int | None
     is_system: bool
+
+    @property
+    def stored_columns(self) -> tuple[Column, ...]:
+        """Those that make up a row's image: all that the heap holds, generated stored ones too."""
+        return tuple(column for column in self.columns if column.stored)
 
     @property
     def qualified_name(self) -> str:

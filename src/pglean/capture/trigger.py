@@ -13,6 +13,7 @@
   nothing is recorded: an INSERT of that type would look for a cast to ours, and a cast is the owner's code, run with
   our rights. (The fingerprint ends such a run.) plpgsql does not look at a statement before it gets there.
 * Keys are recorded without their domain: no domain's check runs with our rights, ALTER DOMAIN is not in the way.
+* Of a table without a key whole rows are recorded instead (`images`).
 
 Identity: OID and xmin of the rows of each trigger, of its function, and of each key column. ALTER TABLE … DISABLE
 TRIGGER and ENABLE again leaves everything as it was, except the xmin; so does renaming columns, or giving one another
@@ -27,7 +28,7 @@ from typing import Any
 
 from psycopg import sql
 
-from pglean.capture import changes
+from pglean.capture import changes, images
 from pglean.catalog import relation
 from pglean.errors import CaptureGap
 from pglean.locks import Patience
@@ -44,8 +45,9 @@ class TriggerCapture:
 
     def __init__(self, table: Table, job_id: int) -> None:
         self._table = table
-        #: Empty where the key is gone meanwhile: enough for switching off.
+        #: Either of them is empty.
         self._key = table.key.columns if table.key else ()
+        self._image = table.stored_columns if table.key is None else ()
         self._job_id = job_id
         self._changes = changes.name(job_id)
 
@@ -53,7 +55,7 @@ class TriggerCapture:
         return sql.Identifier(SCHEMA, f"capture_{self._job_id}_{event}")
 
     def prepare(self, conn: Connection) -> None:
-        changes.create(conn, self._table, self._key, self._job_id)
+        changes.create(conn, self._table, self._job_id)
         for event, body in self._bodies().items():
             conn.execute(
                 sql.SQL("CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS {}").format(
@@ -63,6 +65,9 @@ class TriggerCapture:
             conn.execute(sql.SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(self._function(event)))
 
     def _bodies(self) -> dict[str, sql.Composed]:
+        if self._image:
+            return images.bodies(self._changes, self._image)
+
         def row(record: str) -> sql.Composed:
             return sql.SQL("({})").format(
                 sql.SQL(", ").join(
@@ -132,9 +137,10 @@ class TriggerCapture:
         )
         columns = conn.execute(
             query("capture.key_columns"),
-            {"oid": self._table.oid, "numbers": [column.number for column in self._key]},
+            {"oid": self._table.oid, "numbers": [column.number for column in self._key or self._image]},
         )
-        return {"triggers": [list(row) for row in rows], "key": [list(row) for row in columns]}
+        identity = {"triggers": [list(row) for row in rows], "key": [list(row) for row in columns]}
+        return {**identity, "images": True} if self._image else identity
 
     def check(self, conn: Connection, identity: Any) -> None:
         found = self._identity(conn)
@@ -142,7 +148,7 @@ class TriggerCapture:
             return
         if found["triggers"] == identity["triggers"]:
             raise CaptureGap(
-                f"a key column of {self._table.qualified_name} was changed by another session",
+                f"a{' key' if self._key else ''} column of {self._table.qualified_name} was changed by another session",
                 detail="What was written while it had another name or type was not recorded.",
             )
         raise CaptureGap(

@@ -67,7 +67,7 @@ class WalCapture:
     # ---- making and removing
 
     def prepare(self, conn: Connection) -> None:
-        changes.create(conn, self._table, self._key, self._job_id, sql.SQL("x pg_catalog.xid8 NOT NULL"))
+        changes.create(conn, self._table, self._job_id, sql.SQL("x pg_catalog.xid8 NOT NULL"))
 
     def start(self, conn: Connection, patience: Patience, ours: Callable[[], None], identity: Any) -> None:
         if identity is not None:

@@ -48,7 +48,9 @@ def take_up(run: Run) -> str:
         if before[oid] != after.get(oid):
             run.again(partial(indexes.forget, run, conn, oid))
     jobs.adopt(conn, run.job.id, found)
-    run.job = replace(run.job, table=replace(run.table, indexes=table.indexes, key=table.key), fingerprint=found)
+    # A run without a key goes on without, whatever was made.
+    key = run.table.key and table.key
+    run.job = replace(run.job, table=replace(run.table, indexes=table.indexes, key=key), fingerprint=found)
     run.twins = jobs.twins(conn, run.job.id)
     return _told(before, after)
 
@@ -60,8 +62,10 @@ def revive(run: Run) -> str:
     the replica identity. What was recorded are values of the old one.
     Raises `CaptureGap` as well; what holds here is looked at again, under a lock, by every step.
     """
+    if run.table.key is None and not run.capture_identity.get("images"):
+        raise _other_key(run.table)
     run.capture.check(run.control, run.capture_identity)
-    if run.table.key is None or not run.capture.fits(run.control):
+    if not run.capture.fits(run.control):
         raise _other_key(run.table)
     if catalog.fingerprint(run.control, run.table.oid) == run.job.fingerprint:
         return ""
@@ -76,7 +80,7 @@ def _other_key(table: Table) -> TableChanged:
 
 
 def _check(before: Table, after: Table) -> None:
-    if before.key is None or after.key is None or before.key.columns != after.key.columns:
+    if before.key is not None and (after.key is None or before.key.columns != after.key.columns):
         raise _other_key(before)
     for finding in checks.of_indexes(after):
         raise TableChanged(finding.message, detail=finding.detail, hint=finding.hint)

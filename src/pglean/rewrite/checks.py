@@ -16,12 +16,15 @@ from pglean.options import Options
 from pglean.rewrite import rights
 from pglean.server import Capabilities, Connection, scalar
 from pglean.sql import query
-from pglean.table import Table, quote_name
+from pglean.table import Column, Table, quote_name
 
 #: The oldest server that can read a range of blocks without reading the rest (TID range scan).
 OLDEST = 140000
 #: How long a transaction may have been open, in seconds, before it is told that it holds the vacuum horizon.
 _LONG_S = 300
+#: The most columns that a table can have; what is surely left of a page for the values of a row; what is left in it of
+#: a value that is stored out of line, padded.
+_MOST_COLUMNS, _PAGE_BYTES, _OUT_OF_LINE_BYTES = 1600, 7920, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,14 +251,41 @@ def _kind(facts: Facts) -> Iterator[Finding]:
 
 def _key(facts: Facts) -> Iterator[Finding]:
     table = facts.table
-    if table.kind == "r" and not table.is_system and table.key is None:
+    if table.kind != "r" or table.is_system or table.key is not None:
+        return
+    yield Finding(
+        "no-key",
+        f"{table.qualified_name} has no primary key",
+        "Nor has it a valid unique index, without predicate or expression, over columns that are all NOT NULL. So its"
+        " rows are told apart by all they hold: the copy holds one snapshot for as long as it takes, before which"
+        " nothing in the database can be vacuumed away; an interrupted copy begins again; each change is recorded with"
+        " the whole row, an UPDATE with both; and a temporary index is built on the copy.",
+        "A key spares all that: CREATE UNIQUE INDEX CONCURRENTLY …, or set its columns NOT NULL.",
+        fatal=False,
+    )
+    columns = table.stored_columns
+    if not 0 < len(columns) < _MOST_COLUMNS:
         yield Finding(
-            "no-key",
-            f"{table.qualified_name} has no primary key",
-            "Nor has it a valid unique index, without predicate or expression, over columns that are all NOT NULL:"
-            " nothing tells one changed row from another.",
-            "Add one: CREATE UNIQUE INDEX CONCURRENTLY …, or set its columns NOT NULL.",
+            "columns",
+            f"{table.qualified_name} has no key, and {f'{len(columns)} columns' if columns else 'no column'}",
+            "Images of its rows are recorded with one column more, which is more than a table can have."
+            if columns
+            else "Its rows hold nothing that could be recorded.",
+            "Drop a column, or use VACUUM FULL." if columns else "VACUUM FULL rewrites it.",
         )
+    elif sum(_least_width(column) for column in columns) > _PAGE_BYTES:
+        yield Finding(
+            "wide-rows",
+            f"rows of {table.qualified_name} may take up a whole page, beside which their number is recorded",
+            "A row that leaves less than eight bytes of the page could not be written while the run goes on.",
+            "Look at the longest rows: pg_column_size(t.*) must be less than 8140.",
+            fatal=False,
+        )
+
+
+def _least_width(column: Column) -> int:
+    """Bytes that a value takes up in its row, out of line if it can be, with padding."""
+    return _OUT_OF_LINE_BYTES if column.width < 0 else -(-column.width // 8) * 8
 
 
 #: Codes of findings that are not about the table: they refuse every one of the database.

@@ -7,6 +7,7 @@ chunk. Its version lies in a block below `run.pieces` (what was added to the hea
 recorded), does not move, and is visible to the snapshot of every chunk. The same holds of ranges of values: its value
 stays what it is, and lies in one of them.
 Whatever else chunks copy (one version, two, none, of rows that are being written) is replaced by the refresh.
+Of a table without a key nothing can be replaced: there all chunks read the same snapshot (`baseline`).
 
 Locks: ACCESS SHARE on the table during a chunk, none in between. Killed: chunks are there with their checkpoint, or
 not at all.
@@ -26,6 +27,7 @@ from psycopg import sql
 from pglean import guard
 from pglean.errors import Paused
 from pglean.processors import Meter
+from pglean.rewrite import baseline
 from pglean.rewrite import job as jobs
 from pglean.rewrite.order import MOST_AT_ONCE, has_index, prepare
 from pglean.rewrite.run import Run
@@ -235,6 +237,14 @@ def _indexed(run: Run) -> bool:
 
 def run(run: Run) -> None:
     """Copy all pieces that are not copied yet. Raises what `Run.step` raises."""
+    if run.table.key is not None:
+        _run(run)
+        return
+    with baseline.held(run):
+        _run(run)
+
+
+def _run(run: Run) -> None:
     done = jobs.chunks(run.control, run.job.id)
     order, indexed = run.job.order, _indexed(run)
     takers = run.workers.count if order is None else order.workers(run.workers.count)
@@ -310,7 +320,8 @@ def _let_in(run: Run) -> bool:
 
 def _freeze_meanwhile(run: Run, conn: Connection, number: int, ranges: Ranges) -> None:
     """What a worker that does not copy can do: freeze the first part of the shadow, so that less is left for later."""
-    if number != 1:
+    if number != 1 or run.baseline is not None:
+        # What a snapshot is held from before cannot be frozen.
         return
     while ranges.handed_out < _FREEZE_FROM:
         if run.workers.stopping.is_set() or run.pause is not None:
@@ -330,7 +341,7 @@ def _piece(run: Run, conn: Connection, worker: str, first: int, end: int, *, ind
 
 
 def _chunk(run: Run, conn: Connection, worker: str, first: int, end: int, *, indexed: bool) -> int:
-    with run.step(conn):
+    with run.chunk(conn):
         if run.job.order is not None:
             prepare(conn, run.job.order, indexed=indexed)
         rows = guard.execute(conn, run.table, worker, lambda source: _statement(run, source, first, end))

@@ -31,6 +31,7 @@ from pglean.options import Capture, Options
 from pglean.rewrite import cleanup
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job
+from pglean.rewrite.phase import Phase
 from pglean.rewrite.status import ways_on
 from pglean.server import Connection, Server, translate
 
@@ -95,8 +96,13 @@ def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, told: B
         # Somebody has gone on with it, or ended it, while this process hung or could not reach the server.
         return _swapped_hint(conn, job)
     if keep and _keep(conn, job, reason):
+        # Of a copy under one snapshot nothing is left when that is gone.
+        lost = job.table.key is None and jobs.phase_of(conn, job.id) is Phase.COPYING
+        done = (
+            "The run is kept, but its copy begins again, for the table has no key" if lost else "What was done is kept"
+        )
         return [
-            f"What was done is kept: {ways_on(job.id, server.capabilities.database)}."
+            f"{done}: {ways_on(job.id, server.capabilities.database)}."
             + (
                 " Until then its replication slot retains WAL (`pglean status` tells how much)."
                 if job.options.capture is Capture.WAL

@@ -62,7 +62,7 @@ class Job:
 
     @property
     def changes(self) -> sql.Identifier:
-        """The table of recorded keys."""
+        """The table of what was recorded: keys, or images of rows."""
         return sql.Identifier(*self.changes_name.split("."))
 
     @property
@@ -95,6 +95,11 @@ class Stored:
     table: str
     #: How often the run was resumed.
     epoch: int
+
+    @property
+    def by_images(self) -> bool:
+        """Whether it was begun while the table had no key: it goes on without one, whatever there is by now."""
+        return bool(self.capture and self.capture.get("images"))
 
 
 # ---- the row
@@ -281,6 +286,11 @@ def forget_twin(conn: Connection, job_id: int, index_oid: int) -> None:
 def chunks(conn: Connection, job_id: int) -> list[tuple[int, int, int]]:
     """The ranges of pieces that are copied, in order: first piece, end (exclusive), rows."""
     return [(row[0], row[1], row[2]) for row in conn.execute(query("job.chunks"), {"job": job_id})]
+
+
+def forget_copy(conn: Connection, job_id: int) -> None:
+    """Drop the checkpoints of all chunks and twins, in the transaction that drops the shadow."""
+    conn.execute(query("job.forget_copy"), {"job": job_id})
 
 
 def finish(

@@ -30,6 +30,7 @@ from pglean.rewrite import (
     cleanup,
     copy,
     ending,
+    images,
     indexes,
     preflight,
     ready,
@@ -108,6 +109,8 @@ def _start_capture(run: Run, identity: object) -> None:
 
 def _index(run: Run) -> None:
     """Refresh while there are no indexes yet, freeze what is there, then build them."""
+    if run.table.key is None:
+        images.index(run)
     refresh.before_indexes(run)
     shadow.freeze(run)
     indexes.run(run)

@@ -14,6 +14,9 @@ from pglean.rewrite.order import Order
 from pglean.rewrite.phase import RESUMES_WITH
 from pglean.table import Table
 
+#: Of an index on a hash: what an entry takes; and of a row, about, where nothing has counted them.
+_ENTRY_BYTES, _ROW_BYTES = 24, 64
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -41,9 +44,12 @@ class Plan:
 
     @property
     def _recording(self) -> str:
-        key = self.table.key
-        names = "" if key is None else ", ".join(column.name for column in key.columns)
-        record, options = f"record the keys ({names}) of changed rows", self.options
+        key, options = self.table.key, self.options
+        record = (
+            "record changed rows as they were and as they are"
+            if key is None
+            else f"record the keys ({', '.join(column.name for column in key.columns)}) of changed rows"
+        )
         lock = f"(SHARE ROW EXCLUSIVE, a moment; waits at most {options.lock_timeout_ms} ms at a time)"
         if options.capture is not Capture.WAL:
             because = f", because {self.why_triggers}" if self.why_triggers else ""
@@ -59,13 +65,23 @@ class Plan:
         lowered since the rows were written may ask for more (of which `checks` warns).
         """
         sort = self.table.heap_bytes if self.order is not None and self.order.ranges is None else 0
-        return self.table.total_bytes + sort
+        return self.table.total_bytes + self._images_bytes + sort
+
+    @property
+    def _images_bytes(self) -> int:
+        """Of the temporary index on the copy of a table without a key."""
+        table = self.table
+        if table.key is not None:
+            return 0
+        rows = table.heap_bytes // _ROW_BYTES if table.estimated_rows is None else table.estimated_rows
+        return rows * _ENTRY_BYTES
 
     @property
     def disk_bytes_by_tablespace(self) -> dict[str | None, int]:
         """The same for each tablespace by name, None for the database's default; TOAST lies where the heap does."""
         table, layout = self.table, self.layout
-        needed = {layout.tablespace: table.heap_bytes + (table.toast.bytes if table.toast else 0)}
+        heap = table.heap_bytes + (table.toast.bytes if table.toast else 0) + self._images_bytes
+        needed = {layout.tablespace: heap}
         for index in table.indexes:
             tablespace = layout.index_tablespace(index)
             needed[tablespace] = needed.get(tablespace, 0) + index.bytes
@@ -84,7 +100,8 @@ class Plan:
         """How the rows are copied."""
         options, order = self.options, self.order
         jobs = options.jobs if order is None else order.workers(options.jobs)
-        chunks = f"in chunks of about {options.chunk_ms} ms, {jobs} at a time"
+        snapshot = ", all under one snapshot" if self.table.key is None else ""
+        chunks = f"in chunks of about {options.chunk_ms} ms, {jobs} at a time{snapshot}"
         layout = f" ({self.layout.description})" if self.layout.description else ""
         if order is None:
             return f"copy the rows {chunks}{layout}"
@@ -106,6 +123,7 @@ class Plan:
     def steps(self) -> tuple[str, ...]:
         """The run in words, in order."""
         table, options = self.table, self.options
+        index = "" if table.key is not None else "build a temporary index on the copy; "
         verify = {
             Verify.NONE: "do not compare the tables (--verify none)",
             Verify.COUNT: "compare the number of rows in both tables",
@@ -122,7 +140,7 @@ class Plan:
             *first,
             self._recording,
             self._copy,
-            "take over the changes recorded meanwhile; freeze the copy",
+            f"{index}take over the changes recorded meanwhile; freeze the copy",
             f"build {indexes}",
             "catch up with the changes",
             verify,

@@ -73,6 +73,8 @@ def make(
     warnings = [finding for finding in findings if not finding.fatal]
     if kept is not None:
         _check_shape(kept, table, options, server.capabilities.database)
+        if kept.by_images:
+            table = replace(table, key=None)
         sorting = kept.order
         limit = options.max_slot_wal_bytes or kept.options.max_slot_wal_bytes
         options = options.with_capture(kept.options.capture or Capture.TRIGGER, limit)

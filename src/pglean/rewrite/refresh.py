@@ -20,6 +20,8 @@ transaction and a snapshot of its own, so that after a long copy no snapshot is 
 have moved from a row of a late share to one of an early share; the last, whole `round` puts that right before
 indexes are built.
 
+A table without a key has no keys to be taken: there `images` does what is to be done, always in one transaction.
+
 Locks: ACCESS SHARE on the table during a round, none in between.
 """
 
@@ -34,6 +36,7 @@ from psycopg import sql
 
 from pglean import guard
 from pglean.locks import Hold
+from pglean.rewrite import images
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns
 from pglean.server import Connection, scalar
@@ -79,9 +82,7 @@ def before_indexes(run: Run) -> None:
     In shares, unless an index is built already (the run was resumed, or somebody has made an index meanwhile).
     """
     records = waiting(run.control, run)
-    key = _key(run)
-    divisible = key.hashable and not run.twins
-    shares = max(1, min(records // _SHARE_RECORDS, 1024)) if divisible else 1
+    shares = max(1, min(records // _SHARE_RECORDS, 1024)) if _divisible(run) and not run.twins else 1
     if shares > 1:
         run.reporter.total(shares, "shares")
         take = run.workers.in_turn if run.crowded else run.workers.each
@@ -128,7 +129,7 @@ def _round(run: Run, then: partial[None] | None, alone: bool) -> Round:
         started = time.monotonic()
         # This is S, if `step` has not taken it already: all statements of this transaction see the same.
         records = waiting(conn, run)
-        divided = not alone and then is None and run.workers.count > 1 and _key(run).hashable
+        divided = not alone and then is None and run.workers.count > 1 and _divisible(run)
         if divided and records >= _SHARED_FROM:
             _shared(run)
             consumed = _consume(run, conn)
@@ -148,10 +149,11 @@ def within(run: Run, conn: Connection, records: int, hold: Hold | None = None) -
     """
     if records == 0:
         return 0
-    for act in (_delete, _insert):
+    acts = (images.remove, images.add) if run.table.key is None else (_delete, _insert)
+    for act in acts:
         if hold is not None:
             hold.limit()
-        act(run, conn, "c", None)
+        act(run, conn, "c")
     if hold is not None:
         hold.limit()
     return _consume(run, conn)
@@ -201,6 +203,11 @@ def vacuum_pays(run: Run) -> bool:
 # ---- statements
 
 
+def _divisible(run: Run) -> bool:
+    """Whether workers can share a refresh, as they share the keys by their hash."""
+    return run.table.key is not None and run.table.key.hashable
+
+
 def _key(run: Run) -> Key:
     assert run.table.key is not None
     return run.table.key
@@ -230,7 +237,7 @@ def _in_share(run: Run, share: Share) -> sql.Composed:
     )
 
 
-def _delete(run: Run, conn: Connection, worker: str, share: Share | None) -> None:
+def _delete(run: Run, conn: Connection, worker: str, share: Share | None = None) -> None:
     guard.execute(
         conn,
         run.table,
@@ -239,7 +246,7 @@ def _delete(run: Run, conn: Connection, worker: str, share: Share | None) -> Non
     )
 
 
-def _insert(run: Run, conn: Connection, worker: str, share: Share | None) -> None:
+def _insert(run: Run, conn: Connection, worker: str, share: Share | None = None) -> None:
     names, _ = columns(run.table)
     values = run.job.layout.values()
     guard.execute(

@@ -18,7 +18,7 @@ from psycopg import errors as pg
 from pglean import pausepoint
 from pglean.capture import ChangeCapture
 from pglean.catalog import check_fingerprint
-from pglean.errors import Paused, PgleanError
+from pglean.errors import IndexesChanged, Paused, PgleanError
 from pglean.locks import Mode, Patience, Policy, locked
 from pglean.progress import Reporter
 from pglean.rewrite import job as jobs
@@ -209,6 +209,8 @@ class Run:
     parallel_pays: bool | None = None
     #: Whether all processors of the server were busy while a single worker copied.
     crowded: bool = False
+    #: Of a table without a key: the snapshot under which all of it is copied, while that is going on.
+    baseline: str | None = None
     #: Index of the table -> its twin.
     twins: dict[int, int] = field(default_factory=dict)
     #: Whether all of the shadow was visible to everybody when it was last vacuumed.
@@ -296,6 +298,33 @@ class Run:
             once=once,
         ):
             self.check(conn)
+            with self.right_of_way.step(conn):
+                yield
+
+    @contextlib.contextmanager
+    def chunk(self, conn: Connection) -> Iterator[None]:
+        """A `step` of the copy: under the baseline, where there is one.
+
+        That is older than the lock: what the table is by now is asked beside, of the control session. What has become
+        of its indexes need not be known before the copy is done.
+        """
+        if self.baseline is None:
+            with self.step(conn):
+                yield
+            return
+        with locked(
+            self.server,
+            conn,
+            self.table,
+            Mode.ACCESS_SHARE,
+            self.patience(),
+            snapshot=self.baseline,
+            look=self.control,
+        ):
+            jobs.check_current(conn, self.job)
+            with contextlib.suppress(IndexesChanged):
+                check_fingerprint(self.control, self.table, self.job.fingerprint)
+            self.capture.check(self.control, self.capture_identity)
             with self.right_of_way.step(conn):
                 yield
 

@@ -32,7 +32,8 @@ SELECT a.attnum AS number, a.attname AS name,
        a.attnotnull AND NOT EXISTS (
            SELECT FROM pg_constraint con
             WHERE con.conrelid = a.attrelid AND con.contype = 'n' AND NOT con.convalidated AND con.conkey = ARRAY[a.attnum]) AS not_null,
-       coalesce(t.typlen = -1 AND t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler(internal)'::regprocedure, false) AS is_array
+       coalesce(t.typlen = -1 AND t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler(internal)'::regprocedure, false) AS is_array,
+       a.atttypid AS type_oid, CASE WHEN a.attisdropped THEN '' ELSE format_type(a.atttypid, -1) END AS bare_type_sql, a.attlen::int AS width
   FROM pg_attribute a
   LEFT JOIN pg_type t ON t.oid = a.atttypid
  WHERE a.attrelid = %(oid)s AND a.attnum > 0

@@ -94,6 +94,10 @@ SELECT index_oid, twin_oid, built FROM pglean.twin WHERE job = %(job)s
 -- name: forget_twin
 DELETE FROM pglean.twin WHERE job = %(job)s AND index_oid = %(index)s
 
+-- name: forget_copy
+WITH chunks AS (DELETE FROM pglean.chunk WHERE job = %(job)s)
+DELETE FROM pglean.twin WHERE job = %(job)s
+
 -- name: ours
 -- Whether the run is still as the session of this epoch has left it.
 SELECT EXISTS (SELECT FROM pglean.job WHERE id = %(job)s AND epoch = %(epoch)s AND state = 'running')

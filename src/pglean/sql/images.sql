@@ -1,0 +1,31 @@
+-- name: hashing
+-- How the stored columns of a table can be part of their row's hash: 'send' as their type sends them, 'enum' by the label's
+-- OID (it is sent as text, which RENAME VALUE changes), 'none' where the type, or one that it is made of, does neither.
+WITH RECURSIVE part(number, type) AS (
+    SELECT attnum::int, atttypid FROM pg_attribute
+     WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v'
+    UNION
+    SELECT p.number, made_of.type
+      FROM part p JOIN pg_type t ON t.oid = p.type
+     CROSS JOIN LATERAL (
+           SELECT t.typelem
+            WHERE t.typlen = -1 AND t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler(internal)'::regprocedure
+           UNION ALL SELECT t.typbasetype WHERE t.typtype = 'd'
+           UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+           UNION ALL SELECT a.atttypid FROM pg_attribute a
+                      WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS made_of(type))
+SELECT p.number,
+       CASE WHEN count(*) = 1 AND bool_and(t.typtype = 'e') THEN 'enum'
+            WHEN bool_and(t.typsend <> 0 AND t.typtype NOT IN ('e', 'p')) THEN 'send'
+            ELSE 'none' END
+  FROM part p JOIN pg_type t ON t.oid = p.type
+ GROUP BY p.number
+ ORDER BY p.number
+
+-- name: settings
+-- Of a transaction in which rows of the copy are looked up by their hash: always by the index, one after the other, whatever
+-- the statistics (of which a new table has none) make of it.
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)
+
+-- name: settings_back
+SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_bitmapscan TO DEFAULT
