@@ -1,0 +1,88 @@
+"""Tables without a key under random writers: each row is there as often as it ought to be."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+import pglean
+from pglean import pausepoint
+from pglean.rewrite import copy
+from tests.servers import Database
+from tests.support import oracle
+from tests.support.multiset import KINDS, Counters, Kind
+
+pytestmark = pytest.mark.in_turn
+
+#: Where the run stands still until the writers have gone on.
+POINTS = (
+    "capture: prepared",
+    "copy: snapshot taken",
+    "copy: before a chunk",
+    "copy: in a chunk",
+    "copy: before the snapshot is let go",
+    "phase: indexing",
+    "index: before a build",
+    "refresh: before a round",
+    "refresh: before the commit",
+    "swap: before the lock",
+    "swap: after the commit",
+)
+
+
+@pytest.fixture(autouse=True)
+def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy, "_FIRST_BLOCKS", 8)
+    monkeypatch.setattr(copy, "_MOST_BLOCKS", 16)
+
+
+@contextlib.contextmanager
+def standing_still(times: int, wait: Callable[[], None]) -> Iterator[None]:
+    """Wait at each of the points, the first so many times that a run comes there."""
+    counts = dict.fromkeys(POINTS, times)
+    lock = threading.Lock()
+
+    def pause(point: str) -> None:
+        with lock:
+            counts[point] -= 1
+            if counts[point] < 0:
+                return
+        wait()
+
+    with contextlib.ExitStack() as stack:
+        for point in POINTS:
+            stack.enter_context(pausepoint.intercept(point, partial(pause, point)))
+        yield
+
+
+def repack_under_load(db: Database, kind: Kind, seed: int, *, pauses: tuple[int, ...], transactions: int) -> None:
+    """Repack while the writers are at work, as often as there are `pauses`, then compare."""
+    kind.create(db.connect())
+    with Counters(db.conninfo, kind, seed) as writers, pglean.connect(db.conninfo) as database:
+        writers.wait_for(10)
+        for number, times in enumerate(pauses):
+            with standing_still(times, lambda: writers.wait_for(transactions)):
+                result = database.repack("t", jobs=1 + number % 3, verify="full")
+            assert result.changes_applied > 0
+        writers.wait_for(10)
+    writers.compare()
+    oracle.assert_sound(db, "t")
+    oracle.assert_nothing_left(db)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_no_row_is_lost_or_doubled(db: Database, kind: Kind, seed: int) -> None:
+    """Two repacks, one after the other."""
+    repack_under_load(db, kind, seed, pauses=(2, 0), transactions=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("round_", range(5))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_no_row_is_lost_or_doubled_in_many_runs(db: Database, kind: Kind, seed: int, round_: int) -> None:
+    """The same, longer, with more interleavings."""
+    repack_under_load(db, kind, seed + round_, pauses=(4, 0, 4, 1), transactions=10)
