@@ -262,29 +262,29 @@ def test_more_connections_than_there_are(stage: Stage, run: Run) -> None:
 def test_same_table_twice_is_done_once(stage: Stage, run: Run) -> None:
     assert len(json.loads(run("repack", "-q", "-t", "items,items", "-t", "items", "--json")[1])) == 1
     # What refuses it is told, once.
-    stage.db.execute("CREATE TABLE keyless (n int)")
-    status, _, err = run("repack", "-t", "keyless,keyless")
+    stage.db.execute("CREATE TABLE bare ()")
+    status, _, err = run("repack", "-t", "bare,bare")
     assert status == 3
-    assert "has no primary key" in err
+    assert "has no column" in err
 
 
 def test_some_of_several_refused(stage: Stage, run: Run) -> None:
-    stage.db.execute("CREATE TABLE keyless (n int); CREATE VIEW overview AS SELECT 1")
-    status, out, err = run("repack", "-q", "-t", "keyless,items,overview,absent")
+    stage.db.execute("CREATE TABLE bare (); CREATE VIEW overview AS SELECT 1")
+    status, out, err = run("repack", "-q", "-t", "bare,items,overview,absent")
     assert (status, out) == (9, "")
     assert stage.repacked
     assert "pglean: error: 3 of 4 tables were not repacked" in err
     for line in (
-        "DETAIL:  keyless: public.keyless has no primary key",
+        "DETAIL:  bare: public.bare has no column",
         "overview: public.overview is a view, not a table",
         'absent: relation "absent" does not exist',
     ):
         assert line in err
-    status, out, err = run("repack", "-q", "-t", "keyless,items", "--json")
+    status, out, err = run("repack", "-q", "-t", "bare,items", "--json")
     assert status == 9
     refused, done = json.loads(out)
     assert (refused["status"], refused["exit_status"], done["status"]) == ("failed", 3, "done")
-    assert refused["findings"][0]["code"] == "no-key"
+    assert refused["findings"][0]["code"] == "no-column"
 
 
 # ---- exit statuses
@@ -343,11 +343,11 @@ def test_status_1_where_something_unexpected_fails(stage: Stage, run: Run) -> No
 
 
 def test_status_3_where_preflight_refuses(stage: Stage, run: Run) -> None:
-    stage.db.execute("CREATE UNLOGGED TABLE keyless (n int)")
-    status, out, err = run("repack", "-t", "keyless")
+    stage.db.execute("CREATE UNLOGGED TABLE bare ()")
+    status, out, err = run("repack", "-t", "bare")
     assert (status, out) == (3, "")
     assert "cannot be repacked for 2 reasons" in err
-    assert "has no primary key" in err
+    assert "has no column" in err
     assert "is an unlogged table" in err
     assert stage.db.scalar("SELECT to_regnamespace('pglean')") is None
 
@@ -693,10 +693,10 @@ def test_live_display(stage: Stage, run: Run) -> None:
 
 
 def test_errors_on_a_terminal(stage: Stage, run: Run) -> None:
-    stage.db.execute('CREATE TABLE "[bold]keyless[/bold]" (n int)')
-    status, shown = terminal.run(["repack", "-t", '"[bold]keyless[/bold]"'])
+    stage.db.execute('CREATE TABLE "[bold]bare[/bold]" ()')
+    status, shown = terminal.run(["repack", "-t", '"[bold]bare[/bold]"'])
     assert status == 3
-    assert 'pglean: error: public."[bold]keyless[/bold]" has no primary key' in shown
+    assert 'pglean: error: public."[bold]bare[/bold]" has no column' in shown
 
 
 def test_status_on_a_terminal(stage: Stage, run: Run) -> None:

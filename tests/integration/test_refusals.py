@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 import pglean
 from pglean.embedded import EmbeddedServer
@@ -71,7 +72,6 @@ NO_KEY = {
     "expression": "CREATE TABLE t (id int NOT NULL); CREATE UNIQUE INDEX ON t ((id + 0))",
     "expression in part": "CREATE TABLE t (id int NOT NULL, v text NOT NULL); CREATE UNIQUE INDEX ON t (id, lower(v))",
     "exclusion": "CREATE EXTENSION btree_gist; CREATE TABLE t (id int NOT NULL, EXCLUDE USING gist (id WITH =))",
-    "no columns": "CREATE TABLE t ()",
     "not null not valid": "CREATE TABLE t (id int); INSERT INTO t VALUES (NULL);"
     "ALTER TABLE t ADD CONSTRAINT n NOT NULL id NOT VALID; CREATE UNIQUE INDEX ON t (id)",
 }
@@ -86,13 +86,36 @@ SINCE = {"nulls not distinct": 15, "not null not valid": 18}
     ],
 )
 def test_no_key(db: Database, ddl: str) -> None:
+    """It is repacked, and what that costs is told."""
     db.execute(ddl)
+    with pglean.connect(db.conninfo) as database:
+        plan = database.plan("t")
+    assert plan.table.key is None
+    (warning,) = plan.warnings
+    assert (warning.code, warning.message) == ("no-key", "public.t has no primary key")
+    assert warning.detail
+    assert "one snapshot" in warning.detail
+    assert warning.hint
+    assert "CREATE UNIQUE INDEX CONCURRENTLY" in warning.hint
+
+
+def test_no_column(db: Database) -> None:
+    db.execute("CREATE TABLE t (n int); ALTER TABLE t DROP n")
     error = refusal(db)
-    assert codes(error) == ("no-key",)
-    assert error.message == "public.t has no primary key"
-    assert error.detail
-    assert error.hint
-    assert "CREATE UNIQUE INDEX CONCURRENTLY" in error.hint
+    assert codes(error) == ("no-column",)
+    assert error.message == "public.t has no column"
+
+
+@pytest.mark.newest
+def test_too_many_columns(db: Database) -> None:
+    """Beside the row stands its number."""
+    columns = [f"c{number} bool" for number in range(1600)]
+    db.execute(sql.SQL("CREATE TABLE t ({})").format(name(", ".join(columns))))
+    assert codes(refusal(db)) == ("columns",)
+    db.execute("ALTER TABLE t DROP c7")
+    with pglean.connect(db.conninfo) as database:
+        assert [finding.code for finding in database.plan("t").warnings] == ["no-key", "wide-rows"]
+        database.repack("t")
 
 
 KINDS = {
@@ -185,7 +208,7 @@ def test_invalid_index_is_no_key(db: Database) -> None:
     db.execute("CREATE TABLE t (id int NOT NULL); INSERT INTO t VALUES (1), (1)")
     with pytest.raises(psycopg.errors.UniqueViolation):
         db.execute("CREATE UNIQUE INDEX CONCURRENTLY i ON t (id)")
-    assert codes(refusal(db)) == ("no-key", "invalid-index")
+    assert codes(refusal(db)) == ("invalid-index",)
 
 
 def test_standby(bindir: Path) -> None:
@@ -266,9 +289,9 @@ def test_all_findings_are_reported_together(db: Database, plain_role: str) -> No
     with pytest.raises(psycopg.errors.UniqueViolation):
         db.execute('CREATE UNIQUE INDEX CONCURRENTLY invalid ON "Bad" (v)')
     error = refusal(db, '"Bad"', conninfo=db.server.conninfo(db.name, plain_role))
-    expected = ("rights", "schema", "unlogged", "no-key", "whole-row-index", "invalid-index")
+    expected = ("rights", "schema", "unlogged", "whole-row-index", "invalid-index")
     assert sorted(codes(error)) == sorted(expected)
-    assert error.message == f"public.{quote_name('Bad')} cannot be repacked for 6 reasons"
+    assert error.message == f"public.{quote_name('Bad')} cannot be repacked for 5 reasons"
     assert error.detail
     for finding in error.findings:
         assert str(finding) in error.detail

@@ -53,5 +53,8 @@ SAMPLE: Final = (
 #: Reached only with `--mvcc-safe`.
 SAFE: Final = "swap: before the older snapshots are gone"
 
+#: Reached only where the table has no key.
+KEYLESS: Final = ("copy: snapshot taken", "copy: before the snapshot is let go")
+
 #: Where every run may be stopped before anything has gone wrong.
-POINTS: Final = [point for point in declared() if point not in (UNDO, SAFE)]
+POINTS: Final = [point for point in declared() if point not in (UNDO, SAFE, *KEYLESS)]

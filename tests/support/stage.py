@@ -18,6 +18,12 @@ CREATE TABLE {table} (id int PRIMARY KEY, code text NOT NULL UNIQUE, amount int 
 ALTER TABLE {table} ALTER note SET STORAGE EXTERNAL;
 CREATE INDEX ON {table} (amount);
 """
+_KEYLESS = """
+CREATE TABLE {table} (id int, code text, amount int, note text);
+ALTER TABLE {table} ALTER note SET STORAGE EXTERNAL;
+CREATE INDEX ON {table} (amount);
+CREATE UNIQUE INDEX ON {table} (code);
+"""
 _CONTENT = """
 INSERT INTO {table}
 SELECT i, 'code ' || i, i % 100, CASE WHEN i % 400 = 0 THEN repeat(md5(i::text), 100) ELSE md5(i::text) END
@@ -36,14 +42,14 @@ _CHANGES = (
 
 
 class Stage:
-    """One table, called `name`, and its model."""
+    """One table, called `name`, and its model; `keyless`: nothing tells its rows apart but what they hold."""
 
-    def __init__(self, db: Database, name: str = "items") -> None:
+    def __init__(self, db: Database, name: str = "items", *, keyless: bool = False) -> None:
         self.db, self.name = db, name
         self.table = sql.Identifier(name)
         self.model = sql.Identifier(f"model of {name}")
         for table in (self.table, self.model):
-            db.execute(sql.SQL(_DEFINITION).format(table=table))
+            db.execute(sql.SQL(_KEYLESS if keyless else _DEFINITION).format(table=table))
             db.execute(sql.SQL(_CONTENT).format(table=table))
         self.oid = self._oid()
         self.first_file = self.file

@@ -253,6 +253,15 @@ def _key(facts: Facts) -> Iterator[Finding]:
     table = facts.table
     if table.kind != "r" or table.is_system or table.key is not None:
         return
+    columns = table.stored_columns
+    if not columns:
+        yield Finding(
+            "no-column",
+            f"{table.qualified_name} has no column",
+            "Its rows hold nothing that could be recorded.",
+            "VACUUM FULL rewrites it.",
+        )
+        return
     yield Finding(
         "no-key",
         f"{table.qualified_name} has no primary key",
@@ -263,15 +272,12 @@ def _key(facts: Facts) -> Iterator[Finding]:
         "A key spares all that: CREATE UNIQUE INDEX CONCURRENTLY …, or set its columns NOT NULL.",
         fatal=False,
     )
-    columns = table.stored_columns
-    if not 0 < len(columns) < _MOST_COLUMNS:
+    if len(columns) >= _MOST_COLUMNS:
         yield Finding(
             "columns",
-            f"{table.qualified_name} has no key, and {f'{len(columns)} columns' if columns else 'no column'}",
-            "Images of its rows are recorded with one column more, which is more than a table can have."
-            if columns
-            else "Its rows hold nothing that could be recorded.",
-            "Drop a column, or use VACUUM FULL." if columns else "VACUUM FULL rewrites it.",
+            f"{table.qualified_name} has no key, and {len(columns)} columns",
+            "Its rows are recorded with one column more, which is more than a table can have.",
+            "Drop a column, add a key, or use VACUUM FULL.",
         )
     elif sum(_least_width(column) for column in columns) > _PAGE_BYTES:
         yield Finding(
