@@ -317,6 +317,50 @@ def test_key_changed_while_the_run_is_kept(play: Play, columns: str) -> None:
     play.check()
 
 
+def keyless(play: Play) -> None:
+    """Not even NULL is missing for a key, but an index."""
+    for name in ("t", "m"):
+        play.db.execute(f"ALTER TABLE {name} DROP CONSTRAINT {name}_pkey, DROP CONSTRAINT {name}_u_key")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_key_made_for_a_table_without_one(play: Play, phase: str) -> None:
+    """The run goes on with images of rows, as it was begun; the next one has the key."""
+    keyless(play)
+    assert_taken_up(play, phase, "CREATE UNIQUE INDEX fresh ON t (id); ALTER TABLE t REPLICA IDENTITY FULL")
+
+
+@pytest.mark.parametrize("how", ["made", "dropped"])
+def test_key_made_or_dropped_while_the_run_is_kept(play: Play, how: str) -> None:
+    if how == "made":
+        keyless(play)
+
+    def stop() -> None:
+        raise LockNotObtained("as if")
+
+    with at("phase: catching up", stop), pytest.raises(LockNotObtained):
+        play.repack()
+    play.both("UPDATE {t} SET v = 'kept', id = -id WHERE id BETWEEN 100 AND 200; DELETE FROM {t} WHERE id = 300")
+    if how == "made":
+        execute(play, "ALTER TABLE t ADD PRIMARY KEY (id)")
+    else:
+        execute(play, "ALTER TABLE t DROP CONSTRAINT t_pkey, DROP CONSTRAINT t_u_key")
+    play.both("UPDATE {t} SET v = 'later' WHERE id BETWEEN 400 AND 500")
+    with pglean.connect(play.db.conninfo) as database:
+        (run,) = database.status()
+        if how == "made":
+            result = database.resume(run.id)
+            assert result is not None
+            assert result.job == run.id
+        else:
+            with pytest.raises(TableChanged):
+                database.resume(run.id)
+        assert database.status() == []
+    play.check()
+    play.repack()
+    play.check()
+
+
 def test_lost_between_taking_up_and_building(play: Play) -> None:
     """What was taken up is known to whoever goes on with the run, and so is that it is not built."""
 

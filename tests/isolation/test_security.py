@@ -97,10 +97,12 @@ _TRAPS = """
 class Mallory:
     """His session, and what his traps have seen."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, *, keyless: bool = False) -> None:
         self.db = db
         self.conn = db.connect(user="mallory")
         self.conn.execute(sql.SQL(_TRAPS).format(breakouts=sql.Literal(list(_BREAKOUTS))))
+        if keyless:
+            self.do("ALTER TABLE t DROP CONSTRAINT t_pkey", "ALTER TABLE t ALTER id DROP NOT NULL")
         self.do("ALTER TABLE t ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
         # No superuser has touched anything yet.
         self.expect_nothing()
@@ -149,11 +151,12 @@ class Mallory:
 
 
 @pytest.fixture
-def mallory(emptied: Database) -> Iterator[Mallory]:
+def mallory(emptied: Database, request: pytest.FixtureRequest) -> Iterator[Mallory]:
+    """His table has a key, unless the test says that it is ``keyless``."""
     db = emptied
     db.execute("CREATE ROLE mallory LOGIN; GRANT CREATE ON SCHEMA public TO mallory")
     try:
-        yield Mallory(db)
+        yield Mallory(db, keyless=getattr(request, "param", "") == "keyless")
     finally:
         # Roles outlive the database.
         db.execute("DROP OWNED BY mallory CASCADE")
@@ -161,7 +164,7 @@ def mallory(emptied: Database) -> Iterator[Mallory]:
 
 
 @pytest.mark.usefixtures("small_portions")
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("mallory", "jobs"), [("keyed", 1), ("keyed", 2), ("keyless", 2)], indirect=["mallory"])
 def test_traps_spring_as_their_owner(mallory: Mallory, jobs: int) -> None:
     """Plan, two repacks, with writes between the steps and the last refresh under the lock."""
     sprung = mallory.sprung
@@ -216,16 +219,21 @@ def test_interrupted_run_and_cleanup(mallory: Mallory, point: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "point",
+    ("mallory", "point"),
     [
-        "capture: prepared",
-        "copy: before a chunk",
-        "phase: indexing",
-        "phase: verifying",
-        "swap: before the lock",
-        "swap: after the commit",
-        "phase: cleaning",
+        ("keyed", "capture: prepared"),
+        ("keyed", "copy: before a chunk"),
+        ("keyed", "phase: indexing"),
+        ("keyed", "phase: verifying"),
+        ("keyed", "swap: before the lock"),
+        ("keyed", "swap: after the commit"),
+        ("keyed", "phase: cleaning"),
+        # The snapshot under which it is copied is older.
+        ("keyless", "copy: snapshot taken"),
+        ("keyless", "copy: before a chunk"),
+        ("keyless", "refresh: before a round"),
     ],
+    indirect=["mallory"],
 )
 def test_view_in_place_of_the_table(mallory: Mallory, point: str) -> None:
     """Renamed away, with a view of the same name and columns in its place, whose reader runs a trap."""
@@ -326,6 +334,7 @@ def test_his_belongings_are_disposed_of(mallory: Mallory, point: str, statement:
         db.execute("DROP OWNED BY mallory2; DROP ROLE mallory2")
 
 
+@pytest.mark.parametrize("key", ["PRIMARY KEY", ""], ids=["keyed", "keyless"])
 @pytest.mark.parametrize(
     ("exchange", "column", "values"),
     [
@@ -339,14 +348,14 @@ def test_his_belongings_are_disposed_of(mallory: Mallory, point: str, statement:
     ids=["another-column", "another-type"],
 )
 def test_cast_of_his_is_not_run_by_our_trigger(
-    mallory: Mallory, exchange: tuple[str, ...], column: str, values: str
+    mallory: Mallory, exchange: tuple[str, ...], column: str, values: str, key: str
 ) -> None:
-    """The key's column becomes one of a type that an INSERT would cast, by a function of his, to what is recorded.
+    """A recorded column becomes one of a type that an INSERT would cast, by a function of his, to what is recorded.
 
     The trigger writes with our rights, so that the cast would run with them.
     """
     mallory.do(
-        "CREATE TABLE k (id int PRIMARY KEY, v text)",
+        f"CREATE TABLE k (id int {key}, v text)",
         "INSERT INTO k SELECT g, 'v' FROM generate_series(1, 100) AS g",
         "CREATE TYPE comp AS (a int)",
         "CREATE FUNCTION cast_trap(comp) RETURNS int LANGUAGE plpgsql AS"
