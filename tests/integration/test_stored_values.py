@@ -13,7 +13,8 @@ from tests.support.oracle import repack, rows
 BIG = "(SELECT string_agg(md5(g * 1000 + i || ''), '') FROM generate_series(1, 400) i)"
 
 
-def test_column_of_every_type(db: Database, owner: str) -> None:
+@pytest.mark.parametrize("key", ["PRIMARY KEY", pytest.param("", marks=pytest.mark.in_turn)], ids=["keyed", "keyless"])
+def test_column_of_every_type(db: Database, owner: str, key: str) -> None:
     values = {
         **dict.fromkeys(("int2", "int4", "int8", "numeric", "numeric(20,5)", "float4", "float8", "money", "oid"), "g"),
         **dict.fromkeys(
@@ -85,7 +86,7 @@ def test_column_of_every_type(db: Database, owner: str) -> None:
         "CREATE TYPE pair AS (a int, b text); CREATE TYPE nested AS (p pair, i int[]); "
         "CREATE TYPE span AS RANGE (subtype = float8)"
     )
-    db.execute(f"CREATE TABLE t (id int PRIMARY KEY, {', '.join(f'c{n} {kind}' for n, kind in enumerate(values))})")
+    db.execute(f"CREATE TABLE t (id int {key}, {', '.join(f'c{n} {kind}' for n, kind in enumerate(values))})")
     db.execute(
         f"INSERT INTO t SELECT g, {', '.join(f'({value})::{kind}' for kind, value in values.items())} FROM "
         f"generate_series(1, 40) g"
