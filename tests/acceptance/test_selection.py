@@ -70,6 +70,20 @@ def test_everything(motley: Stage, run: Run) -> None:
     motley.check()
 
 
+def test_tables_without_a_key_are_found_too(motley: Stage, run: Run) -> None:
+    motley.db.execute("CREATE TABLE keyless (n int); INSERT INTO keyless VALUES (1), (1)")
+    before = files(motley)
+    status, out, err = run("repack", "-c", "public", "-q", "--json")
+    assert status == 0
+    assert "public.keyless" in by_status(out)["done"]
+    assert "public.keyless: warning: public.keyless has no primary key" in err
+    assert files(motley)["keyless"] != before["keyless"]
+    status, out, _ = run("repack", "-t", "keyless", "-N")
+    assert status == 0
+    assert "record changed rows as they were and as they are, by three triggers" in out
+    motley.db.execute("DROP TABLE keyless")
+
+
 def test_everything_for_machines(motley: Stage, run: Run) -> None:
     status, out, err = run("repack", "--json", "-q")
     assert (status, err) == (0, "")

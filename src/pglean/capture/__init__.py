@@ -1,5 +1,7 @@
 """Change capture: from a moment on, the key of every row written is recorded in the run's change table.
 
+Of a table without a key the row itself is, as it was and as it is.
+
 The pipeline knows only this protocol. `trigger` records in the transaction that writes; `wal` after its commit, from
 what a logical replication slot sends.
 """

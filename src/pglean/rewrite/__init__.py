@@ -17,4 +17,7 @@ exclusive lock nothing can be written: the last refresh makes them equal for goo
 
 Refreshing is idempotent and independent of order: that is why any of it can be cut into pieces, run in parallel,
 killed, and done again.
+
+A table without a key is another matter: there images of whole rows are recorded and counted, all of the copy is of one
+snapshot (`baseline`), and a refresh adds up what the records say (`images`).
 """
