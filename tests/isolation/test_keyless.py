@@ -86,3 +86,25 @@ def test_no_row_is_lost_or_doubled(db: Database, kind: Kind, seed: int) -> None:
 def test_no_row_is_lost_or_doubled_in_many_runs(db: Database, kind: Kind, seed: int, round_: int) -> None:
     """The same, longer, with more interleavings."""
     repack_under_load(db, kind, seed + round_, pauses=(4, 0, 4, 1), transactions=10)
+
+
+def test_what_is_held_during_the_copy(db: Database) -> None:
+    """A snapshot, by one session, and no lock on the table; the session that writes the heartbeat is free to do so."""
+    db.execute(
+        "CREATE TABLE t (n int, v text); INSERT INTO t SELECT g, repeat('x', 500) FROM generate_series(1, 900) g"
+    )
+    held: list[tuple[str, bool, int]] = []
+
+    def look() -> None:
+        held.extend(
+            db.fetchall(
+                "SELECT application_name, backend_xmin IS NOT NULL, (SELECT count(*) FROM pg_locks l"
+                " WHERE l.pid = a.pid AND l.relation = 't'::regclass) FROM pg_stat_activity a"
+                " WHERE application_name LIKE 'pglean %' AND xact_start IS NOT NULL AND datname = current_database()"
+            )
+        )
+
+    with pausepoint.intercept("copy: before a chunk", look), pglean.connect(db.conninfo) as database:
+        database.repack("t", jobs=1)
+    assert len(held) > 3
+    assert set(held) == {("pglean 1 t snapshot", True, 0)}
