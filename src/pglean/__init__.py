@@ -12,7 +12,7 @@ from pglean import errors
 from pglean.api import Database, connect
 from pglean.engines.plan import ReindexPlan
 from pglean.errors import Finding, PgleanError
-from pglean.options import Options, Verify, Window
+from pglean.options import Capture, Options, Verify, Window
 from pglean.progress import Progress
 from pglean.result import RebuiltIndex, ReindexResult, RelationSize, Result
 from pglean.rewrite.plan import Plan
@@ -21,6 +21,7 @@ from pglean.selection import Chosen
 from pglean.version import __version__
 
 __all__ = [
+    "Capture",
     "Chosen",
     "Database",
     "Finding",

@@ -78,6 +78,8 @@ class WalCapture:
             try:
                 with locked(self._server, conn, self._table, Mode.SHARE_UPDATE_EXCLUSIVE, patience):
                     ours()
+                    # A permanent slot is on the disk at once: a crash must not take back the row that tells of it.
+                    conn.execute("SET LOCAL synchronous_commit = local")
                     self._publish(conn)
             except OverBudget as error:
                 patience.pause(self._table, Mode.SHARE_UPDATE_EXCLUSIVE, str(error), ())
