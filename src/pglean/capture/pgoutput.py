@@ -22,7 +22,8 @@ PREFIX: Final = b"pglean"
 
 _BEGIN = struct.Struct(">QqI")
 _COMMIT = struct.Struct(">BQQq")
-_SPECIAL = re.compile(rb"[\\\t\n\r]")
+#: What is escaped in COPY's text format; but for the tab, which also stands between two values.
+_TO_ESCAPE, _SPECIAL = re.compile(rb"[\\\t\n\r]"), re.compile(rb"[\\\n\r]")
 _ESCAPED = {b"\\": b"\\\\", b"\t": b"\\t", b"\n": b"\\n", b"\r": b"\\r"}
 _UNCHANGED: Final = object()
 
@@ -74,7 +75,7 @@ class Keys:
         """One message. Raises `CaptureGap` where it is not what it must be."""
         if data.startswith(self._short):
             # By far the most: a new row of which one column is sent.
-            self._record(data[13:])
+            self._record([data[13:]])
             return
         match data[0]:
             case 0x42:  # B(egin)
@@ -97,9 +98,14 @@ class Keys:
             case _:
                 raise _not_understood(data)
 
-    def _record(self, *values: _Value) -> None:
-        fields = [_escaped(value) for value in values]
-        line = b"\t".join(fields) + self._suffix
+    def _record(self, values: list[_Value]) -> None:
+        try:
+            line = b"\t".join(values)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise CaptureGap("a change was sent without its key") from error
+        if _SPECIAL.search(line) or line.count(b"\t") != len(values) - 1:
+            line = b"\t".join(_TO_ESCAPE.sub(_escaped, value) for value in values)  # type: ignore[arg-type]
+        line += self._suffix
         self.lines.append(line)
         self.size_bytes += len(line)
 
@@ -110,7 +116,7 @@ class Keys:
         old: list[_Value] | None = None
         if tag in (0x4B, 0x4F):  # K(ey) or O(ld row)
             old, at = self._row(data, at)
-            self._record(*old)
+            self._record(old)
             if kind == 0x44:
                 tag = 0
             else:
@@ -121,7 +127,7 @@ class Keys:
                 # Stored out of line; the old row is sent then.
                 new = [before if value is _UNCHANGED else value for before, value in zip(old or new, new, strict=True)]
             if new != old:
-                self._record(*new)
+                self._record(new)
         elif tag != 0 or old is None:
             raise _not_understood(data)
         if at != len(data):
@@ -182,10 +188,8 @@ class Keys:
             self.fences.append(data[end + 5 :])
 
 
-def _escaped(value: _Value) -> bytes:
-    if not isinstance(value, bytes):
-        raise CaptureGap("a change was sent without its key")
-    return _SPECIAL.sub(lambda found: _ESCAPED[found[0]], value) if _SPECIAL.search(value) else value
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return _ESCAPED[found[0]]
 
 
 def _not_understood(data: bytes) -> CaptureGap:
