@@ -210,6 +210,10 @@ class Patience:
         finally:
             self._started += time.monotonic() - began
 
+    def tell(self, reason: str) -> None:
+        """Tell what is waited for, where that is no lock on a table."""
+        self._on_wait(reason)
+
     def pause(self, table: Named, mode: Mode, reason: str, blockers: tuple[Blocker, ...]) -> None:
         """Wait before the next attempt, with no lock and no transaction.
 

@@ -121,6 +121,7 @@ class WalCapture:
         """Returns from where on the slot sends. Waits for whoever is writing, anywhere in the cluster, to end."""
         since: datetime = scalar(conn, "SELECT pg_catalog.clock_timestamp()")
         limit_ms = max(int(patience.policy.wait_timeout_s * 1000), 1)
+        patience.tell("all who are writing in the cluster, before there can be a replication slot")
         stream.execute(sql.SQL("SET statement_timeout = {}").format(sql.Literal(limit_ms)))
         parameters = {"slot": slot, "temporary": self._limit_bytes is None}
         try:

@@ -40,7 +40,8 @@ UPDATE pglean.slot SET decoded = %(lsn)s WHERE job = %(job)s
 
 -- name: retained
 -- What the slot keeps the server from removing, in bytes; NULL where it keeps nothing, or is not there.
-SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots WHERE slot_name = %(slot)s
+SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint END
+  FROM pg_replication_slots WHERE slot_name = %(slot)s
 
 -- name: slot_name
 -- The names of slots are those of the cluster, the numbers of runs those of the database.
