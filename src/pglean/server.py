@@ -279,6 +279,11 @@ class Server:
             if postponed is not None:
                 self.abort(postponed)
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether `check` would raise."""
+        return self._cancelled.is_set()
+
     def check(self) -> None:
         """Raise `Interrupted` once `cancel` was called, or what `abort` was called with."""
         if self._cancelled.is_set():

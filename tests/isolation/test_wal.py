@@ -62,6 +62,23 @@ def test_changes(play: Play, what: str, monkeypatch: pytest.MonkeyPatch) -> None
     play.check()
 
 
+def test_exchange_that_waits_for_snapshots(play: Play) -> None:
+    with at("swap: before the lock", lambda: play.both(STATEMENTS["upserts"])):
+        repack(play, mvcc_safe=True)
+    play.check()
+
+
+def test_indexes_of_others(play: Play) -> None:
+    """Made and rebuilt meanwhile, also that of the key: taken up."""
+    with (
+        at("phase: indexing", lambda: play.db.connect().execute("CREATE INDEX CONCURRENTLY more ON t (v)")),
+        at("phase: verifying", lambda: play.db.connect().execute("REINDEX INDEX CONCURRENTLY t_pkey")),
+        at("swap: before the lock", lambda: play.both("UPDATE {t} SET id = -id WHERE id > 1480")),
+    ):
+        repack(play)
+    play.check()
+
+
 def test_two_phase_commit(play: Play) -> None:
     """Prepared before the slot is there it keeps it from being made; prepared later it counts when it is committed."""
     session = play.db.connect()

@@ -13,7 +13,7 @@ import pytest
 import pglean
 from pglean import Options, Verify
 from pglean.errors import UsageError
-from pglean.options import Compression, InvalidIndexes, Window, lag, size_bytes
+from pglean.options import Capture, Compression, InvalidIndexes, Window, lag, size_bytes
 
 _VAST = 1 << 60
 
@@ -29,8 +29,13 @@ LIMITS: dict[str, tuple[str, float, float]] = {
     "max_load": ("max-load", 0, _VAST),
     "max_lock_waits": ("max-lock-waits", 0, _VAST),
     "max_wal_rate_bytes": ("max-wal-rate", 0, _VAST),
+    "max_slot_wal_bytes": ("max-slot-wal", 0, _VAST),
     "min_free_bytes": ("min-free", 0, _VAST),
 }
+
+
+#: Options that make sense only with others.
+NEEDS: dict[str, dict[str, Any]] = {"max_slot_wal_bytes": {"capture": Capture.WAL}}
 
 
 def options(**values: Any) -> Options:
@@ -47,11 +52,11 @@ def test_defaults_harm_nobody() -> None:
 def test_limits(name: str) -> None:
     option, least, most = LIMITS[name]
     for value in (least, most):
-        assert getattr(options(**{name: value}), name) == value
+        assert getattr(options(**{name: value}, **NEEDS.get(name, {})), name) == value
     for value in (least - 1, most + 1, float("nan"), float("inf")):
         message = re.escape(f"invalid value for option --{option}: {value:g}")
         with pytest.raises(UsageError, match=message) as caught:
-            options(**{name: value})
+            options(**{name: value}, **NEEDS.get(name, {}))
         assert caught.value.hint == f"The value must lie between {least:g} and {most:g}."
 
 
@@ -82,6 +87,7 @@ def test_what_is_stored_comes_back() -> None:
             access_method="heap",
             invalid_indexes=InvalidIndexes.DROP,
         ),
+        options(capture=Capture.WAL, max_slot_wal_bytes=1 << 30, keep=True),
     ):
         assert Options.from_json(json.loads(json.dumps(given.as_json()))) == given
 
@@ -89,6 +95,41 @@ def test_what_is_stored_comes_back() -> None:
 def test_what_another_version_has_stored_is_understood() -> None:
     assert Options.from_json({"jobs": 3, "verify": "none", "of_tomorrow": 7}) == options(jobs=3, verify=Verify.NONE)
     assert Options.from_json({}) == options()
+
+
+def test_capture() -> None:
+    for values in ({"max_slot_wal_bytes": 1}, {"capture": Capture.TRIGGER, "max_slot_wal_bytes": 1}):
+        with pytest.raises(UsageError, match="--max-slot-wal needs"):
+            options(**values)
+    with pytest.raises(UsageError, match="--keep with --capture wal needs"):
+        options(capture=Capture.WAL, keep=True)
+    assert options().outlives_process
+    assert not options(capture=Capture.WAL).outlives_process
+    assert options(capture=Capture.WAL, max_slot_wal_bytes=1).outlives_process
+    left_to_us = options(capture=Capture.AUTO, max_slot_wal_bytes=1)
+    assert left_to_us.with_capture(Capture.TRIGGER, 1) == options(capture=Capture.TRIGGER)
+    assert left_to_us.with_capture(Capture.WAL, 1) == options(capture=Capture.WAL, max_slot_wal_bytes=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "begun_with", "differs"),
+    [
+        (None, Capture.WAL, False),
+        (Capture.AUTO, Capture.WAL, False),
+        (Capture.AUTO, Capture.TRIGGER, False),
+        (Capture.WAL, Capture.WAL, False),
+        (Capture.WAL, Capture.TRIGGER, True),
+        (Capture.TRIGGER, Capture.WAL, True),
+        # By a version that knew of no other.
+        (Capture.TRIGGER, None, False),
+        (Capture.WAL, None, True),
+    ],
+)
+def test_capture_of_a_run_that_is_gone_on_with(
+    asked: Capture | None, begun_with: Capture | None, differs: bool
+) -> None:
+    different = options(capture=asked).shape_differs(options(capture=begun_with))
+    assert different == (["--capture"] if differs else [])
 
 
 # ---- how values are written

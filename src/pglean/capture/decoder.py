@@ -25,7 +25,7 @@ from pglean.capture.pgoutput import PREFIX, Keys, Shape
 from pglean.capture.stream import Stream
 from pglean.errors import CaptureGap, ConnectionLost, PgleanError
 from pglean.locks import OverBudget
-from pglean.server import Connection, Server, scalar, transaction, translate
+from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
 
 #: How long something may lie here before it is recorded, and how much of it, so that no transaction of ours is long.
@@ -236,8 +236,8 @@ class Decoder:
     def _fail(self, error: Exception) -> None:
         if self._stop.is_set():
             return
-        told = translate(error)
-        if isinstance(error, psycopg.Error) and not isinstance(told, ConnectionLost) and type(told) is PgleanError:
+        told = self._server.translate(error)
+        if isinstance(error, psycopg.Error) and not self._server.cancelled and type(told) is PgleanError:
             told = CaptureGap("logical decoding was ended by an error", detail=told.message)
         with self._changed:
             self._error = told

@@ -91,6 +91,8 @@ def _settle(run: Run, conn: Connection, hold: Hold) -> int:
         nonlocal consumed
         consumed = _refresh_beside(run, worker, hold)
 
+    # Who had written to the table has let it go, hence is visible to all: nothing is recorded after this.
+    _pull(run, hold)
     run.workers.one(refresh_elsewhere)
     older = snapshots.Older(run, conn)
     run.reach("swap: before the older snapshots are gone")
@@ -112,8 +114,6 @@ def _refresh_beside(run: Run, worker: Connection, hold: Hold) -> int:
     """
     policy = replace(Policy.of(run.job.options), wait_timeout_s=0, kill_backend=False)
     impatient = Patience(run.server, policy, lambda _: None)
-    # Who had written to the table has let it go, hence is visible to all: nothing is recorded after this.
-    _pull(run, hold)
     try:
         with locked(run.server, worker, run.table, Mode.ACCESS_SHARE, impatient, repeatable=True):
             run.check(worker)
