@@ -106,21 +106,31 @@ class Decoder:
                 self._writer.execute(query("capture.fence"), {"prefix": PREFIX.decode(), "token": token.decode()})
         finally:
             self._mutex.release()
+        quiet_since, sent = began, ""
+        while not self._come_back(token, 0.1 if limit_s is None else min(0.1, limit_s)):
+            self.check()
+            self._server.check()
+            now = time.monotonic()
+            if limit_s is not None and now - began >= limit_s:
+                raise _late()
+            if now - max(self._stream.heard_at, quiet_since) > _STALL_S:
+                # A large transaction of others is decoded for long, and nothing comes of it.
+                quiet_since, before, sent = now, sent, self._sent()
+                if sent == before:
+                    raise _stalled()
+
+    def _come_back(self, token: bytes, wait_s: float) -> bool:
         with self._changed:
-            while token not in self._fences:
-                self.check()
-                self._server.check()
-                now = time.monotonic()
-                if limit_s is not None and now - began >= limit_s:
-                    raise _late()
-                if now - max(self._stream.heard_at, began) > _STALL_S:
-                    raise ConnectionLost(
-                        "logical decoding does not get on",
-                        detail=f"The server has not sent anything for {_STALL_S:.0f} s.",
-                        hint="Look at pg_stat_replication and at the server's log.",
-                    )
-                self._changed.wait(0.1 if limit_s is None else min(0.1, limit_s))
+            if token not in self._fences:
+                self._changed.wait(wait_s)
+            found = token in self._fences
             self._fences.discard(token)
+            return found
+
+    def _sent(self) -> str:
+        """How far the server has decoded."""
+        with self._mutex:
+            return str(scalar(self._writer, query("capture.sent"), {"slot": self._slot}))
 
     def complete(self, conn: Connection) -> None:
         """Put into the open transaction what its snapshot sees of the changes, but not of the change table.
@@ -243,6 +253,14 @@ class Decoder:
             self._error = told
             self._changed.notify_all()
         self._server.abort(told)
+
+
+def _stalled() -> ConnectionLost:
+    return ConnectionLost(
+        "logical decoding does not get on",
+        detail=f"The server has neither sent nor decoded anything for {_STALL_S:g} s.",
+        hint="Look at pg_stat_replication and at the server's log.",
+    )
 
 
 def _late() -> OverBudget:

@@ -43,6 +43,10 @@ UPDATE pglean.slot SET decoded = %(lsn)s WHERE job = %(job)s
 SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint END
   FROM pg_replication_slots WHERE slot_name = %(slot)s
 
+-- name: sent
+SELECT r.sent_lsn::text FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid
+ WHERE s.slot_name = %(slot)s
+
 -- name: slot_name
 -- The names of slots are those of the cluster, the numbers of runs those of the database.
 SELECT 'pglean_' || oid || '_' || %(job)s FROM pg_database WHERE datname = current_database()
