@@ -13,7 +13,7 @@ from psycopg import sql
 
 import pglean
 from pglean.embedded import EmbeddedServer
-from pglean.errors import CaptureGap, PgleanError, Refused
+from pglean.errors import CaptureGap, PgleanError, Refused, TableChanged
 from pglean.result import Result
 from pglean.rewrite import refresh
 from tests.servers import Database, create_database
@@ -156,7 +156,7 @@ def test_commit_that_is_not_visible_yet(play: Play) -> None:
 
 def test_truncate_ends_the_run(play: Play) -> None:
     with at("copy: before a chunk", lambda: play.both("TRUNCATE {t}")):
-        fails(play, pglean.errors.TableChanged, capture="wal")
+        fails(play, TableChanged, capture="wal")
     play.check()
 
 
@@ -333,6 +333,19 @@ def test_identity_that_is_dropped_makes_no_write_fail_for_long(play: Play) -> No
     with at("phase: indexing", drop):
         error = fails(play, PgleanError, capture="wal")
     assert error.exit_status in (3, 6), error
+    play.check()
+
+
+def test_identity_that_was_changed_before_it_is_published(play: Play) -> None:
+    """Updates would fail: it is looked at under a lock."""
+
+    def change() -> None:
+        play.db.execute("ALTER TABLE t REPLICA IDENTITY NOTHING")
+
+    with at("phase: capturing", change):
+        error = fails(play, TableChanged, capture="wal")
+    assert "the replica identity of public.t was changed" in str(error)
+    play.both("UPDATE {t} SET v = 'goes on' WHERE id = 7")
     play.check()
 
 

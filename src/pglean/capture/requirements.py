@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pglean.errors import Finding
 from pglean.server import Connection, Server
 from pglean.sql import query
-from pglean.table import Key, Table
+from pglean.table import Key, Table, quote_name
 
 #: Code of the findings.
 CODE = "capture"
@@ -92,8 +92,8 @@ def _of_table(server: Server, conn: Connection, table: Table, key: Key) -> Itera
             CODE,
             f"the replica identity of {table.qualified_name} is not its key ({key.index_name})",
             "Without it, UPDATE and DELETE would fail on a table that is published, or old keys be missing in the WAL.",
-            "ALTER TABLE … REPLICA IDENTITY USING INDEX, or FULL; or let triggers capture the changes"
-            " (--capture trigger).",
+            f"ALTER TABLE {table.qualified_name} REPLICA IDENTITY {_fit(table, key, letter)}; or let triggers capture"
+            " the changes (--capture trigger).",
         )
     parameters = {
         "types": [column.base_oid for column in key.columns],
@@ -118,3 +118,18 @@ def _of_table(server: Server, conn: Connection, table: Table, key: Key) -> Itera
                 "Such a column is not published here.",
                 "Let triggers capture the changes (--capture trigger).",
             )
+
+
+def _fit(table: Table, key: Key, letter: str) -> str:
+    """The replica identity that would do."""
+    primary = any(index.primary and index.oid == key.index_oid for index in table.indexes)
+    if not primary:
+        return f"USING INDEX {quote_name(key.index_name)}"
+    # One that is deferrable is none.
+    return "FULL" if letter == "d" else "DEFAULT"
+
+
+def identifies(conn: Connection, table: Table) -> bool:
+    """Whether updates of the table go on once its key is published. To be asked with the table locked against DDL."""
+    letter, index = conn.execute(query("capture.replica_identity"), {"oid": table.oid}).fetchone() or ("n", None)
+    return letter == "f" or (table.key is not None and index == table.key.index_oid)

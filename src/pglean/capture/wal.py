@@ -35,12 +35,12 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
-from pglean.capture import changes
+from pglean.capture import changes, requirements
 from pglean.capture.decoder import Decoder
 from pglean.capture.pgoutput import Shape
 from pglean.capture.stream import Stream
 from pglean.catalog import relation
-from pglean.errors import CaptureGap, LockNotObtained
+from pglean.errors import CaptureGap, LockNotObtained, TableChanged
 from pglean.locks import Mode, OverBudget, Patience, locked
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
@@ -99,6 +99,9 @@ class WalCapture:
         self._stream(conn, stream, slot)
 
     def _publish(self, conn: Connection) -> None:
+        """On entry: SHARE UPDATE EXCLUSIVE, under which the replica identity stays."""
+        if not requirements.identifies(conn, self._table):
+            raise TableChanged(f"the replica identity of {self._table.qualified_name} was changed by another session")
         columns = sql.Composed([])
         identity = self._found(conn)["replica identity"]
         if conn.info.server_version >= COLUMN_LISTS and identity[0] != "f":
