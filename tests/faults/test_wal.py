@@ -31,8 +31,8 @@ LIMITS = {"temporary": None, "permanent": 1 << 30}
 KILLED_AT = (
     "capture: prepared",
     "copy: in a chunk",
-    "index: after a build",
-    "phase: verifying",
+    pytest.param("index: after a build", marks=pytest.mark.slow),
+    pytest.param("phase: verifying", marks=pytest.mark.slow),
     "swap: before the commit",
 )
 
@@ -66,7 +66,10 @@ def no_slot(stage: Stage) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-@pytest.mark.parametrize("point", [*SAMPLE, "phase: verifying", "refresh: before the commit"])
+@pytest.mark.parametrize(
+    "point",
+    [*SAMPLE, "phase: verifying", pytest.param("refresh: before the commit", marks=pytest.mark.slow)],
+)
 def test_loss_of_all_sessions(stage: Stage, point: str, limit: str) -> None:
     def terminate() -> None:
         for pid in stage.sessions():
@@ -157,7 +160,13 @@ def test_interrupted(stage: Stage, signal_: signal.Signals) -> None:
     check(stage)
 
 
-@pytest.mark.parametrize("point", [point for point in POINTS if point not in (UNDO, COMMITTED)][::3])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(point, marks=[pytest.mark.slow] if number % 4 else [])
+        for number, point in enumerate(point for point in POINTS if point not in (UNDO, COMMITTED))
+    ],
+)
 def test_error_is_undone(stage: Stage, point: str) -> None:
     def fail() -> None:
         raise RuntimeError("mishap")
