@@ -14,7 +14,7 @@ from pglean import pausepoint
 from pglean.rewrite import copy
 from tests.servers import Database
 from tests.support import oracle
-from tests.support.multiset import KINDS, Counters, Kind
+from tests.support.multiset import KINDS, SENT_KINDS, Counters, Kind
 
 pytestmark = pytest.mark.in_turn
 
@@ -59,14 +59,16 @@ def standing_still(times: int, wait: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def repack_under_load(db: Database, kind: Kind, seed: int, *, pauses: tuple[int, ...], transactions: int) -> None:
+def repack_under_load(
+    db: Database, kind: Kind, seed: int, *, pauses: tuple[int, ...], transactions: int, capture: str = "trigger"
+) -> None:
     """Repack while the writers are at work, as often as there are `pauses`, then compare."""
     kind.create(db.connect())
     with Counters(db.conninfo, kind, seed) as writers, pglean.connect(db.conninfo) as database:
         writers.wait_for(10)
         for number, times in enumerate(pauses):
             with standing_still(times, lambda: writers.wait_for(transactions)):
-                result = database.repack("t", jobs=1 + number % 3, verify="full")
+                result = database.repack("t", jobs=1 + number % 3, verify="full", capture=capture)
             assert result.changes_applied > 0
         writers.wait_for(10)
     writers.compare()
@@ -78,6 +80,11 @@ def repack_under_load(db: Database, kind: Kind, seed: int, *, pauses: tuple[int,
 def test_no_row_is_lost_or_doubled(db: Database, kind: Kind, seed: int) -> None:
     """Two repacks, one after the other."""
     repack_under_load(db, kind, seed, pauses=(2, 0), transactions=6)
+
+
+@pytest.mark.parametrize("kind", SENT_KINDS, ids=lambda kind: kind.name)
+def test_captured_from_the_wal(db: Database, kind: Kind, seed: int) -> None:
+    repack_under_load(db, kind, seed, pauses=(2, 0), transactions=6, capture="wal")
 
 
 @pytest.mark.slow

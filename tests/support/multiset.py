@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import LiteralString
 
 import psycopg
@@ -140,6 +140,26 @@ KINDS = (
         "acls, acl",
         "keeper",
     ),
+)
+
+
+def _sent(name: str, owner: str, *dropped: LiteralString) -> Kind:
+    """The rich table, as far as its changes can be captured from the WAL."""
+    drops: tuple[LiteralString, ...] = tuple(f"ALTER TABLE t DROP {column}" for column in dropped)
+    return Kind(
+        name,
+        (*_RICH, *drops, "ALTER TABLE t REPLICA IDENTITY FULL"),
+        tuple(text for text in _RICH_ASSIGNMENTS if not any(f"{column} = " in text for column in dropped)),
+        tuple(text for text in _RICH_VALUES if not any(f"{column}," in text for column in dropped)),
+        ", ".join(column for column in _RICH_COPIED.split(", ") if column not in dropped),
+        owner,
+    )
+
+
+SENT_KINDS = (
+    _sent("rich", "", "acl", "r", "g"),
+    _sent("rich-plain-owner", "keeper", "acl", "r", "g", "c", "d"),
+    replace(KINDS[2], definition=(*_EQUAL, "ALTER TABLE t REPLICA IDENTITY FULL")),
 )
 
 

@@ -55,6 +55,10 @@ class ChangeCapture(Protocol):
         """Raise `CaptureGap` where that can be seen without a lock, and writes of others might fail meanwhile."""
 
     @property
+    def lags(self) -> bool:
+        """Whether something may be committed, and seen, before it is recorded."""
+
+    @property
     def consumable(self) -> sql.Composable:
         """Condition on a record ``c`` that a refresh has seen: it may be deleted."""
 

@@ -1,7 +1,8 @@
 """The decoder: writes the keys that a slot sends to the change table, in a thread and sessions of its own.
 
 What is recorded is committed before the slot is told that it was: nothing is lost whoever is killed. Of what is sent
-again after that, keys are recorded twice, which does no harm.
+again after that, keys are recorded twice, which does no harm. Images of rows must not be: a transaction is recorded as
+a whole, together with the place in the WAL at which it ends, from where the slot is read on.
 
 A *fence* is a message that a session of ours commits. The WAL is one sequence, and what is committed is sent in its
 order: once the fence has come back, all that was committed before it has been recorded, also with asynchronous commit,
@@ -54,6 +55,9 @@ class Decoder:
         self._server, self._writer, self._stream = server, writer, stream
         self._job_id, self._slot, self._limit_bytes = job_id, slot, limit_bytes
         self._changes = changes.name(job_id)
+        self._whole = shape.whole
+        #: That of the change table which is open: of a large transaction, if it must be recorded as a whole.
+        self._transaction: contextlib.ExitStack | None = None
         self._keys = Keys(shape, int(scalar(writer, query("capture.next_xid"))))
         self._decoded_lsn = decoded_lsn
         #: One thread at a time uses the session `writer`.
@@ -182,6 +186,10 @@ class Decoder:
                 self._look()
         except Exception as error:
             self._fail(error)
+        finally:
+            if self._transaction is not None:
+                with contextlib.suppress(Exception):
+                    self._transaction.__exit__(PgleanError, PgleanError("given up"), None)
 
     def _look(self) -> None:
         """Record what is due; now and then see to the slot."""
@@ -200,26 +208,43 @@ class Decoder:
             self._stream.confirm(self._decoded_lsn)
 
     def _record(self) -> None:
-        """Commit what has come, then confirm it."""
+        """Commit what has come, then confirm it; of what is recorded as a whole, once all of it has come."""
+        if self._whole and self._keys.inside:
+            if self._keys.size_bytes >= _BATCH_BYTES:
+                self._begin()
+                self._copy(self._keys.take())
+            self._stream.confirm(self._decoded_lsn)
+            return
         lines, fences = self._keys.take(), self._keys.fences
         self._keys.fences, self._pending_since = [], None
         lsn = max(self._keys.end_lsn, self._stream.told_lsn if not self._keys.inside else 0, self._decoded_lsn)
         lasting = self._limit_bytes is not None
-        if lines or (lasting and lsn > self._decoded_lsn):
-            with self._mutex, transaction(self._writer):
-                if lasting:
-                    # The slot's own position may be on the disk at once.
-                    self._writer.execute("SET LOCAL synchronous_commit = local")
-                if lines:
-                    self._copy(lines)
-                self._writer.execute(
-                    query("capture.decoded"), {"job": self._job_id, "lsn": f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"}
-                )
+        if lines or self._transaction is not None or (lasting and lsn > self._decoded_lsn):
+            opened = self._begin()
+            if lines:
+                self._copy(lines)
+            self._writer.execute(
+                query("capture.decoded"), {"job": self._job_id, "lsn": f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"}
+            )
+            self._transaction = None
+            opened.close()
         self._decoded_lsn = lsn
         self._stream.confirm(lsn)
         with self._changed:
             self._fences.update(fences)
             self._changed.notify_all()
+
+    def _begin(self) -> contextlib.ExitStack:
+        """The transaction that is open, or a new one. It has the mutex until its end."""
+        if self._transaction is None:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self._mutex)
+                stack.enter_context(transaction(self._writer))
+                if self._limit_bytes is not None:
+                    # The slot's own position may be on the disk at once.
+                    self._writer.execute("SET LOCAL synchronous_commit = local")
+                self._transaction = stack.pop_all()
+        return self._transaction
 
     def _copy(self, lines: list[bytes]) -> None:
         try:
@@ -227,7 +252,7 @@ class Decoder:
                 target.write(b"".join(lines))
         except (pg.DataError, pg.UndefinedObject) as error:
             raise CaptureGap(
-                "a key that was written cannot be read any more",
+                "a value that was written cannot be read any more",
                 detail=error.diag.message_primary,
                 hint="A label of an enum was renamed, perhaps.",
             ) from error

@@ -1,4 +1,4 @@
-"""What the output plugin ``pgoutput`` sends (protocol version 1), reduced to the keys of changed rows. Pure: no I/O.
+"""What the output plugin ``pgoutput`` sends (protocol version 1), reduced to what is recorded of it. Pure: no I/O.
 
 A transaction comes as a whole, once it is committed: Begin, its changes, Commit. Before the first change of a table,
 and after whatever may have changed its definition, a Relation message describes the columns as they are at that place
@@ -38,8 +38,10 @@ class Shape:
     oid: int
     #: pg_class.relreplident: d(efault), i(ndex) or f(ull).
     identity: str
-    #: Name in the server's encoding, and type, of each column of the key.
-    key: tuple[tuple[bytes, int], ...]
+    #: Name in the server's encoding, and type, of each column that is recorded.
+    columns: tuple[tuple[bytes, int], ...]
+    #: Whether these are all of the row, as it was (-1) and as it is (1): so it is where there is no key (`images`).
+    whole: bool = False
 
 
 class Keys:
@@ -75,7 +77,7 @@ class Keys:
         """One message. Raises `CaptureGap` where it is not what it must be."""
         if data.startswith(self._short):
             # By far the most: a new row of which one column is sent.
-            self._record([data[13:]])
+            self._record_key([data[13:]], 1)
             return
         match data[0]:
             case 0x42:  # B(egin)
@@ -98,7 +100,17 @@ class Keys:
             case _:
                 raise _not_understood(data)
 
-    def _record(self, values: list[_Value]) -> None:
+    def _record_image(self, values: list[_Value], number: int) -> None:
+        fields = [b"%d" % number]
+        for value in values:
+            if value is _UNCHANGED:
+                raise CaptureGap("a change was sent without its row")
+            fields.append(_TO_ESCAPE.sub(_escaped, value) if isinstance(value, bytes) else rb"\N")
+        line = b"\t".join(fields) + self._suffix
+        self.lines.append(line)
+        self.size_bytes += len(line)
+
+    def _record_key(self, values: list[_Value], _: int) -> None:
         try:
             line = b"\t".join(values)  # type: ignore[arg-type]
         except TypeError as error:
@@ -114,9 +126,9 @@ class Keys:
             raise _not_understood(data)
         kind, tag, at = data[0], data[5], 6
         old: list[_Value] | None = None
+        new: list[_Value] | None = None
         if tag in (0x4B, 0x4F):  # K(ey) or O(ld row)
             old, at = self._row(data, at)
-            self._record(old)
             if kind == 0x44:
                 tag = 0
             else:
@@ -126,12 +138,15 @@ class Keys:
             if _UNCHANGED in new:
                 # Stored out of line; the old row is sent then.
                 new = [before if value is _UNCHANGED else value for before, value in zip(old or new, new, strict=True)]
-            if new != old:
-                self._record(new)
         elif tag != 0 or old is None:
             raise _not_understood(data)
-        if at != len(data):
+        if at != len(data) or (self._shape.whole and kind == 0x55 and old is None):
             raise _not_understood(data)
+        record = self._record_image if self._shape.whole else self._record_key
+        if old is not None and not (self._shape.whole and old == new):
+            record(old, -1)
+        if new is not None and new != old:
+            record(new, 1)
 
     def _row(self, data: bytes, at: int) -> tuple[list[_Value], int]:
         """The key of the row that begins at `at`, and where the row ends."""
@@ -171,16 +186,20 @@ class Keys:
             found[column] = number
             if flags & 1:
                 marked.add(column)
-        key = self._shape.key
-        whole = self._shape.identity == "f"
-        if identity != self._shape.identity or not set(key) <= found.keys() or (not whole and marked != set(key)):
+        wanted = set(self._shape.columns)
+        missing = wanted != found.keys() if self._shape.whole else not wanted <= found.keys()
+        if identity != self._shape.identity or missing or (identity != "f" and marked != wanted):
             raise CaptureGap(
                 "the key or the replica identity was changed by another session",
                 detail="What was written in between may not have been recorded.",
             )
-        self._positions = {found[column]: place for place, column in enumerate(key)}
+        self._positions = {found[column]: place for place, column in enumerate(self._shape.columns)}
         self._count = count
-        self._short = tuple(kind + self._oid + b"N\0\1t" for kind in (b"I", b"U")) if count == 1 else (b"\xff\xff",)
+        self._short = (
+            tuple(kind + self._oid + b"N\0\1t" for kind in (b"I", b"U"))
+            if count == 1 and not self._shape.whole
+            else (b"\xff\xff",)
+        )
 
     def _message(self, data: bytes) -> None:
         end = data.index(b"\0", 10)

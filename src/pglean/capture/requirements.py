@@ -21,17 +21,8 @@ def findings(server: Server, conn: Connection, table: Table) -> list[Finding]:
     if table.kind != "r":
         return found
     if table.key is None:
-        found.append(
-            Finding(
-                CODE,
-                f"{table.qualified_name} has no key that could be captured from the WAL",
-                "What is sent of a row are the values of its key.",
-                "Add a primary key, or let triggers capture the changes (--capture trigger).",
-            )
-        )
-    else:
-        found += _of_table(server, conn, table, table.key)
-    return found
+        return [*found, *_of_whole_rows(server, conn, table)]
+    return [*found, *_of_table(server, conn, table, table.key)]
 
 
 def no_limit() -> Finding:
@@ -118,6 +109,39 @@ def _of_table(server: Server, conn: Connection, table: Table, key: Key) -> Itera
                 "Such a column is not published here.",
                 "Let triggers capture the changes (--capture trigger).",
             )
+
+
+def _of_whole_rows(server: Server, conn: Connection, table: Table) -> Iterator[Finding]:
+    letter, _ = conn.execute(query("capture.replica_identity"), {"oid": table.oid}).fetchone() or ("n", None)
+    if letter != "f":
+        yield Finding(
+            CODE,
+            f"{table.qualified_name} has no key, and its replica identity is not FULL",
+            "What a row was before it was changed would not be in the WAL.",
+            f"ALTER TABLE {table.qualified_name} REPLICA IDENTITY FULL; or let triggers capture the changes"
+            " (--capture trigger).",
+        )
+    parameters = {"oid": table.oid, "trusted": table.owner_is_superuser}
+    for column, name, why in conn.execute(query("capture.unfit_columns"), parameters).fetchall():
+        yield Finding(
+            CODE,
+            f"column {quote_name(column)} of {table.qualified_name} has the type {name}, which cannot be captured from"
+            " the WAL",
+            {
+                "names": "Its values may mean something else when they are read.",
+                "code": "Reading its values as text may run code of the type's owner with your rights.",
+                "text": "What is sent of its values is not all that is stored.",
+            }[why],
+            "Let triggers capture the changes (--capture trigger).",
+        )
+    generated = [column.name for column in table.stored_columns if column.generated]
+    if generated and server.capabilities.version < _GENERATED:
+        yield Finding(
+            CODE,
+            f"{table.qualified_name} has no key, and a generated column ({quote_name(generated[0])})",
+            "Such a column is not published before PostgreSQL 18.",
+            "Let triggers capture the changes (--capture trigger).",
+        )
 
 
 def _fit(table: Table, key: Key, letter: str) -> str:

@@ -165,6 +165,10 @@ class TriggerCapture:
         """Triggers that were tampered with fail nobody's write; the next step finds them."""
 
     @property
+    def lags(self) -> bool:
+        return False
+
+    @property
     def consumable(self) -> sql.Composable:
         # Whoever sees a record sees what its transaction did.
         return sql.SQL("true")

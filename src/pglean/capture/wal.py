@@ -43,7 +43,7 @@ from pglean.catalog import relation
 from pglean.errors import CaptureGap, LockNotObtained, TableChanged
 from pglean.locks import Mode, OverBudget, Patience, locked
 from pglean.server import Connection, Server, scalar, transaction
-from pglean.sql import query
+from pglean.sql import fragment, query
 from pglean.table import Table
 
 #: Since when publications have column lists.
@@ -59,7 +59,9 @@ class WalCapture:
         """`max_slot_wal_bytes`: how much WAL a permanent slot may retain; None for a temporary one."""
         self._server, self._table, self._job_id = server, table, job_id
         self._limit_bytes = max_slot_wal_bytes
+        #: Either of them is empty.
         self._key = table.key.columns if table.key else ()
+        self._image = table.stored_columns if table.key is None else ()
         self._publication = publication(job_id)
         self._sessions = contextlib.ExitStack()
         self._decoder: Decoder | None = None
@@ -107,9 +109,10 @@ class WalCapture:
         if conn.info.server_version >= COLUMN_LISTS and identity[0] != "f":
             names = sql.SQL(", ").join(sql.Identifier(column.name) for column in self._key)
             columns = sql.SQL("({})").format(names)
+        generated = ", publish_generated_columns = stored" if any(column.generated for column in self._image) else ""
         conn.execute(
-            sql.SQL("CREATE PUBLICATION {} FOR TABLE ONLY {} {} WITH (publish = 'insert, update, delete')").format(
-                sql.Identifier(self._publication), relation(self._table), columns
+            sql.SQL("CREATE PUBLICATION {} FOR TABLE ONLY {} {} WITH (publish = 'insert, update, delete'{})").format(
+                sql.Identifier(self._publication), relation(self._table), columns, fragment(generated)
             )
         )
         slot = scalar(conn, query("capture.slot_name"), {"job": str(self._job_id)})
@@ -172,9 +175,10 @@ class WalCapture:
         found = self._found(conn)
         rows = conn.execute(
             query("capture.slot_columns"),
-            {"oid": self._table.oid, "numbers": [column.number for column in self._key]},
+            {"oid": self._table.oid, "numbers": [column.number for column in self._key or self._image]},
         )
-        shape = Shape(self._table.oid, found["replica identity"][0], tuple((bytes(row[0]), row[1]) for row in rows))
+        columns = tuple((bytes(row[0]), row[1]) for row in rows)
+        shape = Shape(self._table.oid, found["replica identity"][0], columns, whole=not self._key)
         writer = self._sessions.enter_context(self._server.connect(f"{self._job_id} {self._table.name} decoder"))
         # Bytes as they are: no character is lost on the way, whatever the encoding of the database.
         session.execute("SET client_encoding TO 'SQL_ASCII'")
@@ -198,11 +202,12 @@ class WalCapture:
             query("capture.publication"), {"oid": self._table.oid, "publication": self._publication}
         ).fetchone()
         publication_, publication_xmin, entry, entry_xmin, letter, columns = row or (None,) * 6
-        return {
+        identity: dict[str, Any] = {
             "publication": [publication_, publication_xmin, entry, entry_xmin],
             "replica identity": [letter, columns],
             "key": [[column.number, column.name, column.type_oid] for column in self._key],
         }
+        return {**identity, "images": True} if self._image else identity
 
     def check(self, conn: Connection, identity: Any) -> None:
         if self._decoder is not None:
@@ -235,7 +240,14 @@ class WalCapture:
     # ---- what a refresh needs
 
     @property
+    def lags(self) -> bool:
+        return True
+
+    @property
     def consumable(self) -> sql.Composable:
+        if self._image:
+            # Whatever is recorded is applied, in the order of commits, once.
+            return sql.SQL("true")
         return sql.SQL("pg_catalog.pg_visible_in_snapshot(c.x, (SELECT pg_catalog.pg_current_snapshot()))")
 
     def pull(self, within_ms: float | None = None) -> None:
@@ -244,6 +256,9 @@ class WalCapture:
 
     def complete(self, conn: Connection) -> None:
         assert self._decoder is not None
+        if self._image:
+            # Images must not be recorded twice. Without any, the copy is the table as of a commit that is not the last.
+            return
         self._decoder.complete(conn)
 
 

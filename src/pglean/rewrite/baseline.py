@@ -6,7 +6,8 @@ has committed. Then it deletes the records that C sees, which are in the copy al
 copy is the table as of C, and the change table what has happened since.
 
 C is taken after the capture was switched on under a lock that waited for all writers: whoever wrote before is seen by
-C, and whom C does not see has all his changes in the change table.
+C, and whom C does not see has all his changes in the change table. What is captured from the WAL is recorded later than
+it is seen; there C is taken while writers are kept away for a moment more (`Run.settled`).
 
 The session has no lock on the table. So what the catalog says in C may be older than what the table is by now, and each
 chunk looks at that from another session, while it has its own lock (`Run.chunk`).
@@ -46,7 +47,11 @@ def held(run: Run) -> Iterator[None]:
         )
         run.again(lambda: _begin_again(run))
     with run.server.connect(f"{run.job.id} {run.table.name} snapshot") as conn, transaction(conn, repeatable=True):
-        run.baseline = scalar(conn, "SELECT pg_catalog.pg_export_snapshot()")
+
+        def take() -> None:
+            run.baseline = scalar(conn, "SELECT pg_catalog.pg_export_snapshot()")
+
+        run.settled(take)
         run.reach("copy: snapshot taken")
         if run.job.order is None:
             # Only now: of what was added since the capture is on, the snapshot sees what was committed by then.

@@ -27,6 +27,7 @@ Locks: ACCESS SHARE on the table during a round, none in between.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -125,7 +126,12 @@ def _round(run: Run, then: partial[None] | None, alone: bool) -> Round:
     conn = run.control
     # What there is to do is known only then, and it needs no snapshot.
     run.capture.pull()
-    with run.step(conn, repeatable=True):
+    with contextlib.ExitStack() as step:
+        if then is not None and run.table.key is None:
+            # What is recorded later cannot be taken in by a transaction that has its snapshot already (`images`).
+            run.settled(lambda: step.enter_context(run.step(conn, repeatable=True, once=True)))
+        else:
+            step.enter_context(run.step(conn, repeatable=True))
         started = time.monotonic()
         # This is S, if `step` has not taken it already: all statements of this transaction see the same.
         records = waiting(conn, run)

@@ -19,7 +19,7 @@ from pglean import pausepoint
 from pglean.capture import ChangeCapture
 from pglean.catalog import check_fingerprint
 from pglean.errors import IndexesChanged, Paused, PgleanError
-from pglean.locks import Mode, Patience, Policy, locked
+from pglean.locks import Mode, OverBudget, Patience, Policy, locked
 from pglean.progress import Reporter
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job
@@ -327,6 +327,33 @@ class Run:
             self.capture.check(self.control, self.capture_identity)
             with self.right_of_way.step(conn):
                 yield
+
+    def settled(self, take: Callable[[], None]) -> None:
+        """Call `take` at a moment at which a snapshot sees of the table what is recorded, no more and no less.
+
+        Triggers record in the transaction that writes: with them it is always so. Otherwise a worker keeps writers away
+        (SHARE ROW EXCLUSIVE) until all is recorded and `take`, which must be short, has come back.
+        On entry: no transaction in which the table is locked. Raises `LockNotObtained`, and what `take` raises.
+        """
+        if not self.capture.lags:
+            take()
+            return
+        patience = self.patience()
+
+        def keep_writers_away(conn: Connection, _: str) -> None:
+            with locked(self.server, conn, self.table, Mode.SHARE_ROW_EXCLUSIVE, patience) as hold:
+                assert hold is not None
+                self.capture.pull(max(hold.left_ms, 1) / 2)
+                hold.limit()
+                take()
+
+        while True:
+            try:
+                self.workers.one(keep_writers_away)
+            except OverBudget as error:
+                patience.pause(self.table, Mode.SHARE_ROW_EXCLUSIVE, str(error), ())
+                continue
+            return
 
     def check(self, conn: Connection) -> None:
         """Raise where the table or our capture is not what it was, or the run not ours any more.

@@ -128,3 +128,30 @@ SELECT DISTINCT format_type(t.oid, -1), CASE WHEN t.oid < 16384 THEN 'names' ELS
  WHERE t.oid = ANY (%(types)s::oid[])
    AND (t.oid < 16384 AND t.typname ~ '^_?reg'
         OR NOT %(trusted)s AND coalesce(e.oid, t.oid) >= 16384 AND coalesce(e.typtype, t.typtype) <> 'e')
+
+-- name: unfit_columns
+-- The same of whole rows: of all stored columns, and of all that their types are made of. XML is sent without what it says
+-- of its encoding.
+WITH RECURSIVE part(number, type) AS (
+    SELECT attnum, atttypid FROM pg_attribute
+     WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v'
+    UNION
+    SELECT p.number, made_of.type
+      FROM part p JOIN pg_type t ON t.oid = p.type
+     CROSS JOIN LATERAL (
+           SELECT t.typelem WHERE t.typcategory = 'A'
+           UNION ALL SELECT t.typbasetype WHERE t.typtype = 'd'
+           UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+           UNION ALL SELECT a.atttypid FROM pg_attribute a
+                      WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS made_of(type)),
+unfit AS (
+    SELECT p.number, t.oid AS type,
+           CASE WHEN t.oid = ANY ('{xml,aclitem}'::regtype[]) THEN CASE t.oid WHEN 'xml'::regtype THEN 'text' ELSE 'names' END
+                WHEN t.oid < 16384 AND t.typname ~ '^reg' THEN 'names'
+                WHEN NOT %(trusted)s AND t.oid >= 16384
+                     AND (t.typtype NOT IN ('b', 'e') OR t.typtype = 'b' AND t.typcategory <> 'A') THEN 'code' END AS why
+      FROM part p JOIN pg_type t ON t.oid = p.type)
+SELECT a.attname, format_type(u.type, -1), u.why
+  FROM unfit u JOIN pg_attribute a ON a.attrelid = %(oid)s AND a.attnum = u.number
+ WHERE u.why IS NOT NULL
+ ORDER BY a.attnum, u.why
