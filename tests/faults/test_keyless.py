@@ -10,6 +10,7 @@ import pytest
 from psycopg import sql
 
 import pglean
+from pglean.capture import decoder
 from pglean.errors import ConnectionLost, Paused, TableChanged
 from pglean.result import Result
 from pglean.rewrite import copy
@@ -181,3 +182,67 @@ def test_triggers_off_and_on_during_the_copy(keyless: Stage) -> None:
     outcome = repack(keyless, Fault("copy: before a chunk", switch, occurrence=2), jobs=1)
     assert isinstance(outcome, Result), outcome
     keyless.check()
+
+
+# ---- captured from the WAL
+
+_WAL = ("--capture", "wal", "--max-slot-wal", "1GB")
+
+
+@pytest.fixture
+def full(keyless: Stage) -> Stage:
+    """The same, with what it takes to capture its changes from the WAL."""
+    for table in (keyless.table, keyless.model):
+        keyless.db.execute(sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(table))
+    return keyless
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "copy: in a chunk",
+        "copy: before the snapshot is let go",
+        "refresh: before the commit",
+        pytest.param("index: after a build", marks=pytest.mark.slow),
+        pytest.param("swap: before the commit", marks=pytest.mark.slow),
+        pytest.param("swap: after the commit", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_client_that_read_the_wal(full: Stage, point: str) -> None:
+    """Nothing is recorded twice, though the slot sends again what it does not know to be recorded."""
+    with stopped(full, point, options=_WAL) as client:
+        client.kill()
+    full.deserted()
+    full.write()
+    full.settle("resume")
+    full.check()
+
+
+@pytest.mark.parametrize("limit", [None, 1 << 30], ids=["temporary", "permanent"])
+def test_lost_in_the_middle_of_a_transaction(full: Stage, limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is recorded as a whole, or not at all."""
+    monkeypatch.setattr(decoder, "_BATCH_BYTES", 1_000)
+
+    def terminate() -> None:
+        for pid in full.sessions():
+            full.db.scalar("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+
+    outcome = repack(
+        full,
+        Fault("decoder: a part is written", terminate, occurrence=3),
+        jobs=1,
+        capture="wal",
+        max_slot_wal_bytes=limit,
+    )
+    assert isinstance(outcome, ConnectionLost), outcome
+    full.write()
+    full.settle("resume")
+    full.check()
+
+
+def test_recorded_in_parts(full: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "_BATCH_BYTES", 1_000)
+    outcome = repack(full, Fault("phase: verifying", full.write), jobs=1, capture="wal", verify="full")
+    assert isinstance(outcome, Result), outcome
+    assert full.repacked
+    full.check()

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
+from psycopg import sql
 
 import pglean
 from pglean import pausepoint
+from pglean.errors import Refused
 from pglean.rewrite import copy
+from pglean.sql import fragment
 from tests.servers import Database
 from tests.support import oracle
 from tests.support.multiset import KINDS, SENT_KINDS, Counters, Kind
@@ -115,3 +118,36 @@ def test_what_is_held_during_the_copy(db: Database) -> None:
         database.repack("t", jobs=1)
     assert len(held) > 3
     assert set(held) == {("pglean 1 t snapshot", True, 0)}
+
+
+@pytest.mark.parametrize(
+    ("columns", "then", "message"),
+    [
+        ("n int", "", "has no key, and its replica identity is not FULL"),
+        ("n int, r regclass", "FULL", "column r of public.t has the type regclass"),
+        ("n int, x xml[]", "FULL", "column x of public.t has the type xml"),
+        ("n int, g int GENERATED ALWAYS AS (n) STORED", "FULL", "a generated column (g)"),
+        ("n int, e even, m mood, a text[]", "FULL OWNER keeper", "column e of public.t has the type public.even"),
+    ],
+)
+def test_what_is_not_captured_from_the_wal(db: Database, columns: str, then: str, message: str) -> None:
+    """Triggers are taken then, where that is left open."""
+    db.execute("DO $$ BEGIN CREATE ROLE keeper LOGIN; EXCEPTION WHEN duplicate_object THEN END $$")
+    db.execute("CREATE DOMAIN even AS int CHECK (VALUE % 2 = 0); CREATE TYPE mood AS ENUM ('sad')")
+    db.execute(sql.SQL("CREATE TABLE t ({})").format(fragment(columns)))
+    if "FULL" in then:
+        db.execute("ALTER TABLE t REPLICA IDENTITY FULL")
+    if "OWNER" in then:
+        db.execute("ALTER TABLE t OWNER TO keeper")
+    db.execute("INSERT INTO t (n) SELECT g FROM generate_series(1, 100) AS g")
+    with pglean.connect(db.conninfo) as database:
+        if "generated" in message and db.server.version >= 180000:
+            database.repack("t", capture="wal", verify="full")
+            return
+        with pytest.raises(Refused) as refused:
+            database.repack("t", capture="wal")
+        assert [finding.code for finding in refused.value.findings] == ["capture"]
+        assert message in str(refused.value)
+        assert message in database.plan("t", capture="auto").steps[0]
+        database.repack("t", capture="auto", verify="full")
+    oracle.assert_nothing_left(db)

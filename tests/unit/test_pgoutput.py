@@ -211,3 +211,51 @@ def test_columns_that_are_none_of_the_key_may_come() -> None:
         keys.read(message)
     assert recorded(keys) == ["5", "6", "5"]
     assert keys.inside
+
+
+WHOLE = Shape(OID, "f", ((b"a", 23), (b"b", 25)), whole=True)
+BOTH = relation([("a", 23, True), ("b", 25, True)], "f")
+
+
+def _update(old: list[str | bytes | None], new: list[str | bytes | None]) -> bytes:
+    return b"U" + OID.to_bytes(4) + b"O" + row(old) + b"N" + row(new)
+
+
+def test_whole_rows() -> None:
+    """As they were and as they are; what is the same is not told of."""
+    keys = Keys(WHOLE, 3)
+    for message in (
+        begin(7),
+        BOTH,
+        b"I" + OID.to_bytes(4) + b"N" + row([None, "a\tb\\\n"]),
+        _update(["1", "long"], ["2", b"u"]),
+        _update(["1", "same"], ["1", b"u"]),
+        _update(["1", "same"], ["1", "same"]),
+        b"D" + OID.to_bytes(4) + b"O" + row(["", None]),
+        commit(2000),
+    ):
+        keys.read(message)
+    assert [text.decode() for text in keys.take()] == [
+        "1\t\\N\ta\\tb\\\\\\n\t7\n",
+        "-1\t1\tlong\t7\n",
+        "1\t2\tlong\t7\n",
+        "-1\t\t\\N\t7\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    {
+        "fewer columns": relation([("a", 23, True)], "f"),
+        "more columns": relation([("a", 23, True), ("b", 25, True), ("c", 25, True)], "f"),
+        "no old row": b"U" + OID.to_bytes(4) + b"N" + row(["1", "2"]),
+        "unchanged in both": _update(["1", b"u"], ["2", b"u"]),
+    }.items(),
+    ids=lambda item: item[0].replace(" ", "-"),
+)
+def test_what_is_not_a_whole_row_is_a_gap(message: tuple[str, bytes]) -> None:
+    keys = Keys(WHOLE, 3)
+    for before in (begin(7), BOTH):
+        keys.read(before)
+    with pytest.raises(CaptureGap):
+        keys.read(message[1])

@@ -21,6 +21,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
+from pglean import pausepoint
 from pglean.capture import changes
 from pglean.capture.pgoutput import PREFIX, Keys, Shape
 from pglean.capture.stream import Stream
@@ -213,6 +214,7 @@ class Decoder:
             if self._keys.size_bytes >= _BATCH_BYTES:
                 self._begin()
                 self._copy(self._keys.take())
+                pausepoint.reach("decoder: a part is written")
             self._stream.confirm(self._decoded_lsn)
             return
         lines, fences = self._keys.take(), self._keys.fences
