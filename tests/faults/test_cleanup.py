@@ -17,6 +17,8 @@ from tests.support.oracle import assert_nothing_left, assert_sound, once, until
 from tests.support.play import Background
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.in_turn
+
 
 def leave(stage: Stage) -> int:
     """Leave what a killed run leaves; returns its number."""

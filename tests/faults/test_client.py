@@ -22,6 +22,8 @@ from tests.support.oracle import until
 from tests.support.points import COMMITTED, POINTS, UNDO
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.in_turn
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WRITING = "phase: indexing"
 

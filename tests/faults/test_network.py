@@ -15,6 +15,8 @@ from tests.support.oracle import once, until
 from tests.support.proxy import Proxy
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.in_turn
+
 #: Builds an index for a minute, once it is asked to take its time.
 _SLOW = """
 CREATE FUNCTION slowly(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS

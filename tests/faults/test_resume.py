@@ -25,6 +25,8 @@ from tests.support.play import Background
 from tests.support.points import COMMITTED, POINTS
 from tests.support.stage import Stage
 
+pytestmark = pytest.mark.in_turn
+
 #: Between two pieces of work, where a pause takes effect.
 PAUSES = ("phase: copying", "copy: before a chunk", "phase: indexing", "index: before a build", "phase: ready")
 

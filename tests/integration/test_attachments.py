@@ -11,6 +11,8 @@ from tests.servers import Database
 from tests.support.churn import churn
 from tests.support.oracle import repack, rows
 
+pytestmark = pytest.mark.in_turn
+
 LONG = "ä" * 31 + "x"  # 63 bytes
 
 

@@ -279,7 +279,10 @@ def test_beside_pg_repack(arena: Arena, case: Case, monkeypatch: pytest.MonkeyPa
 
     rewritten = changed(arena.before, theirs)
     assert {name for _, name in rewritten} >= set(case.rewritten)
-    assert changed(arena.before, ours) == rewritten
+    # It passes over tables without a key.
+    beyond = {relation for relation in changed(arena.before, ours) if relation[1].startswith("without_key")}
+    assert bool(beyond) == (not case.arguments)
+    assert changed(arena.before, ours) == rewritten | beyond
     assert ours.definition == theirs.definition
     assert {relation: space for relation, (_, space, _) in ours.relations.items()} == {
         relation: space for relation, (_, space, _) in theirs.relations.items()

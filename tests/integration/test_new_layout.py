@@ -20,6 +20,8 @@ from tests.servers import Database, create_database
 from tests.support.churn import churn, write
 from tests.support.oracle import assert_nothing_left, definition, name, repack
 
+pytestmark = pytest.mark.in_turn
+
 #: About 13 kB that hardly compress; 4 kB that compress well and then stay in the row; 40 kB that do not quite.
 BIG = "(SELECT string_agg(md5(g * 1000 + i || ''), '') FROM generate_series(1, 400) i)"
 INLINE = "repeat('word ' || g || ' ', 400)"

@@ -21,6 +21,8 @@ from tests.servers import Database
 from tests.support import oracle
 from tests.support.play import Background, Holder, Play, at, fails
 
+pytestmark = pytest.mark.in_turn
+
 
 def test_01_slower_transaction_commits_later(play: Play) -> None:
     """1: it wrote before others whose changes have long been taken over, and commits after them."""

@@ -21,6 +21,8 @@ from tests.servers import Database, create_database
 from tests.support import oracle
 from tests.support.play import Background, Holder, Play, at, fails
 
+pytestmark = pytest.mark.in_turn
+
 #: Of what each session of ours sets, what would otherwise come from the role, with what it must be.
 SETTINGS = {
     "statement_timeout": "0",

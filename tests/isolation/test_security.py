@@ -22,6 +22,8 @@ from tests.servers import Database
 from tests.support import oracle
 from tests.support.play import at
 
+pytestmark = pytest.mark.in_turn
+
 #: What a trap tries, whoever it runs as.
 _BREAKOUTS = (
     "RESET ROLE",
