@@ -66,6 +66,8 @@ SETTINGS: dict[str, str] = {
     "datestyle": "ISO, YMD",
     "intervalstyle": "postgres",
     "extra_float_digits": "3",
+    # An element NULL of an array that was printed must be read as one.
+    "array_nulls": "on",
     "standard_conforming_strings": "on",
     "constraint_exclusion": "off",
     "jit": "off",

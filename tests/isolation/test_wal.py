@@ -12,8 +12,10 @@ import pytest
 from psycopg import sql
 
 import pglean
+from pglean.capture.wal import WalCapture
 from pglean.embedded import EmbeddedServer
-from pglean.errors import CaptureGap, PgleanError, Refused, TableChanged
+from pglean.errors import CaptureGap, LockNotObtained, Paused, PgleanError, Refused, TableChanged
+from pglean.locks import OverBudget
 from pglean.result import Result
 from pglean.rewrite import refresh
 from tests.servers import Database, create_database
@@ -403,6 +405,62 @@ def test_label_that_is_renamed(db: Database) -> None:
         database.repack("t", capture="wal", verify="full")
     assert db.fetchall("SELECT k::text, v FROM t ORDER BY 1") == [("a", 2), ("b", 2), ("d", 2)]
     oracle.assert_nothing_left(db)
+
+
+@pytest.mark.newest
+def test_labels_that_are_exchanged(db: Database) -> None:
+    """What was written under the old ones can be read, as other keys: noticed, also by a run that was kept."""
+    db.execute("CREATE TYPE e AS ENUM ('a', 'b'); CREATE TABLE t (k e, n int, v text, PRIMARY KEY (k, n))")
+    db.execute("INSERT INTO t SELECT 'a', g, 'old' FROM generate_series(1, 50) AS g")
+
+    def pause() -> None:
+        raise Paused("paused")
+
+    with pglean.connect(db.conninfo) as database:
+        with pausing("phase: indexing", pause), pytest.raises(Paused):
+            database.repack("t", capture="wal", max_slot_wal_bytes=1 << 30)
+        db.execute("UPDATE t SET v = 'new' WHERE n < 10; DELETE FROM t WHERE n = 20")
+        db.execute("ALTER TYPE e RENAME VALUE 'a' TO 'x'; ALTER TYPE e RENAME VALUE 'b' TO 'a'")
+        (run,) = database.status()
+        database.resume(run.id)
+    assert db.fetchall("SELECT k::text, v, count(*) FROM t GROUP BY 1, 2 ORDER BY 2") == [
+        ("x", "new", 9),
+        ("x", "old", 40),
+    ]
+    oracle.assert_nothing_left(db)
+
+
+@pytest.mark.newest
+def test_identity_that_is_dropped_while_a_slot_is_waited_for(play: Play) -> None:
+    """The table is published by then: the run ends before its time is over, and updates go on."""
+    session = play.db.connect(autocommit=False)
+    session.execute("CREATE TABLE old ()")
+    background = Background(lambda: fails(play, Refused, capture="wal", wait_timeout_s=60))
+    oracle.until(lambda: bool(play.db.scalar("SELECT count(*) FROM pg_publication")), "it is published")
+    play.db.execute("ALTER TABLE t REPLICA IDENTITY NOTHING")
+    oracle.until(lambda: not play.db.scalar("SELECT count(*) FROM pg_publication"), "it is not any more")
+    play.both("UPDATE {t} SET v = 'goes on' WHERE id = 7")
+    background.result()
+    session.rollback()
+    play.check()
+
+
+def test_decoding_that_is_behind(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lock is asked for that would be held in vain; the run ends without having cancelled anybody."""
+    late: list[str] = []
+    pull = WalCapture.pull
+
+    def slow(capture: WalCapture, within_ms: float | None = None, waiting: Callable[[str], None] = late.append) -> None:
+        pull(capture, within_ms, waiting)
+        if within_ms is not None:
+            late.append("under a lock")
+            raise OverBudget("The last changes were not decoded in time.")
+
+    with at("phase: swapping", lambda: monkeypatch.setattr(WalCapture, "pull", slow)):
+        error = fails(play, LockNotObtained, capture="wal", wait_timeout_s=1)
+    assert "decoded" in str(error)
+    assert "under a lock" in late
+    play.check()
 
 
 def test_gap_is_an_error_at_last(db: Database) -> None:

@@ -54,7 +54,7 @@ SAMPLE: Final = (
 SAFE: Final = "swap: before the older snapshots are gone"
 
 #: Reached only where the table has no key.
-KEYLESS: Final = ("copy: snapshot taken", "copy: before the snapshot is let go")
+KEYLESS: Final = ("copy: snapshot taken", "copy: before the snapshot is let go", "decoder: a part is written")
 
 #: Where every run may be stopped before anything has gone wrong.
 POINTS: Final = [point for point in declared() if point not in (UNDO, SAFE, *KEYLESS)]

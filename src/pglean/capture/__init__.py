@@ -52,7 +52,10 @@ class ChangeCapture(Protocol):
         """
 
     def look(self, conn: Connection, identity: Any) -> None:
-        """Raise `CaptureGap` where that can be seen without a lock, and writes of others might fail meanwhile."""
+        """Raise `CaptureGap` where that can be seen without a lock, and writes of others might fail meanwhile.
+
+        `identity`: None as long as it is not switched on.
+        """
 
     @property
     def lags(self) -> bool:
@@ -62,16 +65,17 @@ class ChangeCapture(Protocol):
     def consumable(self) -> sql.Composable:
         """Condition on a record ``c`` that a refresh has seen: it may be deleted."""
 
-    def pull(self, within_ms: float | None = None) -> None:
+    def pull(self, within_ms: float | None = None, waiting: Callable[[str], None] = lambda _: None) -> None:
         """Wait until everything is in the change table that was committed before this call.
 
-        Raises `OverBudget` where that takes longer than `within_ms`.
+        `waiting` is told, and may raise, where that takes long. Raises `OverBudget` where it takes longer than
+        `within_ms`.
         """
 
-    def complete(self, conn: Connection) -> None:
+    def complete(self, conn: Connection, within_ms: float) -> None:
         """Let the open transaction see the records of all changes that its snapshot sees.
 
-        On entry: REPEATABLE READ, with its snapshot taken.
+        On entry: REPEATABLE READ, with its snapshot taken. Raises `OverBudget` where it would wait longer than that.
         """
 
     def switch_off(self, conn: Connection) -> None:

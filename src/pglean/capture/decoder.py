@@ -15,6 +15,7 @@ import contextlib
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from copy import copy
 
 import psycopg
@@ -36,6 +37,10 @@ _AGE_S, _BATCH_BYTES = 0.1, 1 << 20
 _LOOK_S = 1.0
 #: Without any sign of life for so long while it is waited for, the stream is given up.
 _STALL_S = 300.0
+#: After so long whoever waits for the decoder says so.
+_PATIENCE_S = 1.0
+#: How much WAL a slot may retain that ends with its session, if nobody has said it.
+TEMPORARY_LIMIT_BYTES = 16 << 30
 
 
 class Decoder:
@@ -64,10 +69,12 @@ class Decoder:
         #: One thread at a time uses the session `writer`.
         self._mutex = threading.Lock()
         self._changed = threading.Condition()
+        #: Tokens that are waited for, and those of them that have come back.
+        self._awaited: set[bytes] = set()
         self._fences: set[bytes] = set()
         self._error: PgleanError | None = None
         self._pending_since: float | None = None
-        self._looked_at = 0.0
+        self._looked_at = self._persisted_at = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="pglean decoder", daemon=True)
 
@@ -95,55 +102,79 @@ class Decoder:
 
     # ---- the run's threads
 
-    def pull(self, within_ms: float | None) -> None:
+    def pull(self, within_ms: float | None, waiting: Callable[[str], None]) -> None:
         """Wait until everything is recorded that was committed before this call.
 
-        Raises `OverBudget` where that takes longer than `within_ms`, `ConnectionLost` where nothing moves any more.
+        `waiting` is told, and may raise, where that takes long. Raises `OverBudget` where it takes longer than
+        `within_ms`, `ConnectionLost` where nothing moves any more.
         """
-        began = time.monotonic()
+        deadline = float("inf") if within_ms is None else time.monotonic() + within_ms / 1000
         token = f"{self._job_id} {secrets.token_hex(8)}".encode()
-        limit_s = None if within_ms is None else within_ms / 1000
-        if not self._mutex.acquire(timeout=-1 if limit_s is None else limit_s):
-            raise _late()
+        with self._changed:
+            self._awaited.add(token)
+        try:
+            self._fence(token, deadline, waiting)
+            self._await(token, deadline, waiting)
+        finally:
+            with self._changed:
+                self._awaited.discard(token)
+                self._fences.discard(token)
+
+    def _fence(self, token: bytes, deadline: float, waiting: Callable[[str], None]) -> None:
+        while not self._mutex.acquire(timeout=max(min(_PATIENCE_S, deadline - time.monotonic()), 0)):
+            self._wait_on(deadline, waiting)
         try:
             with transaction(self._writer):
+                if (left_s := deadline - time.monotonic()) != float("inf"):
+                    # The disk may be slow, too.
+                    limit = sql.Literal(max(int(left_s * 1000), 1))
+                    self._writer.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(limit))
                 self._writer.execute("SET LOCAL synchronous_commit = local")
                 self._writer.execute(query("capture.fence"), {"prefix": PREFIX.decode(), "token": token.decode()})
+        except pg.QueryCanceled as error:
+            self._server.check()
+            raise _late() from error
         finally:
             self._mutex.release()
-        quiet_since, sent = began, ""
-        while not self._come_back(token, 0.1 if limit_s is None else min(0.1, limit_s)):
-            self.check()
-            self._server.check()
+
+    def _await(self, token: bytes, deadline: float, waiting: Callable[[str], None]) -> None:
+        began = quiet_since = time.monotonic()
+        sent = ""
+        while not self._come_back(token, max(min(0.1, deadline - time.monotonic()), 0.001)):
+            self._wait_on(deadline, waiting if time.monotonic() - began > _PATIENCE_S else None)
             now = time.monotonic()
-            if limit_s is not None and now - began >= limit_s:
-                raise _late()
             if now - max(self._stream.heard_at, quiet_since) > _STALL_S:
                 # A large transaction of others is decoded for long, and nothing comes of it.
                 quiet_since, before, sent = now, sent, self._sent()
                 if sent == before:
                     raise _stalled()
 
+    def _wait_on(self, deadline: float, waiting: Callable[[str], None] | None) -> None:
+        self.check()
+        self._server.check()
+        if time.monotonic() >= deadline:
+            raise _late()
+        if waiting is not None:
+            waiting("the WAL to be decoded")
+
     def _come_back(self, token: bytes, wait_s: float) -> bool:
         with self._changed:
             if token not in self._fences:
                 self._changed.wait(wait_s)
-            found = token in self._fences
-            self._fences.discard(token)
-            return found
+            return token in self._fences
 
     def _sent(self) -> str:
-        """How far the server has decoded."""
+        """How far the server has decoded, and when it was last found at work."""
         with self._mutex:
             return str(scalar(self._writer, query("capture.sent"), {"slot": self._slot}))
 
-    def complete(self, conn: Connection) -> None:
+    def complete(self, conn: Connection, within_ms: float) -> None:
         """Put into the open transaction what its snapshot sees of the changes, but not of the change table.
 
-        On entry: REPEATABLE READ, with its snapshot taken.
+        On entry: REPEATABLE READ, with its snapshot taken. Raises `OverBudget` where it would wait longer than that.
         """
         snapshot = scalar(conn, "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text")
-        self.pull(None)
+        self.pull(within_ms, lambda _: None)
         names = sql.SQL(", ").join(
             sql.Identifier(name)
             for (name,) in self._fetch(query("capture.change_columns"), {"changes": f"pglean.changes_{self._job_id}"})
@@ -203,8 +234,8 @@ class Decoder:
             self._looked_at = now
         if due or look or self._keys.fences:
             self._record()
-            if look and self._limit_bytes is not None:
-                self._check_retained(self._limit_bytes)
+            if look and self._transaction is None:
+                self._check_retained()
         elif self._stream.asked:
             self._stream.confirm(self._decoded_lsn)
 
@@ -221,19 +252,26 @@ class Decoder:
         self._keys.fences, self._pending_since = [], None
         lsn = max(self._keys.end_lsn, self._stream.told_lsn if not self._keys.inside else 0, self._decoded_lsn)
         lasting = self._limit_bytes is not None
-        if lines or self._transaction is not None or (lasting and lsn > self._decoded_lsn):
+        now = time.monotonic()
+        # Not each time, of keys: the row would get versions faster than a long transaction lets them be cleaned up.
+        persist = lasting and lsn > self._decoded_lsn and (self._whole or now - self._persisted_at >= _LOOK_S)
+        if lines or self._transaction is not None or persist:
             opened = self._begin()
             if lines:
                 self._copy(lines)
-            self._writer.execute(
-                query("capture.decoded"), {"job": self._job_id, "lsn": f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"}
-            )
+            if persist:
+                self._writer.execute(
+                    query("capture.decoded"), {"job": self._job_id, "lsn": f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"}
+                )
             self._transaction = None
             opened.close()
-        self._decoded_lsn = lsn
-        self._stream.confirm(lsn)
+        if persist or not lasting:
+            # Of a slot that ends with its session nobody will ask where it was.
+            self._decoded_lsn, self._persisted_at = lsn, now
+        self._stream.confirm(self._decoded_lsn)
         with self._changed:
-            self._fences.update(fences)
+            # Others may send messages of this kind, too.
+            self._fences.update(self._awaited.intersection(fences))
             self._changed.notify_all()
 
     def _begin(self) -> contextlib.ExitStack:
@@ -259,12 +297,14 @@ class Decoder:
                 hint="A label of an enum was renamed, perhaps.",
             ) from error
 
-    def _check_retained(self, limit_bytes: int) -> None:
+    def _check_retained(self) -> None:
         with self._mutex:
             retained = scalar(self._writer, query("capture.retained"), {"slot": self._slot})
+        limit_bytes = self._limit_bytes or TEMPORARY_LIMIT_BYTES
         if retained is not None and retained > limit_bytes:
+            limit = "--max-slot-wal allows" if self._limit_bytes else "is allowed without --max-slot-wal"
             raise PgleanError(
-                f"the slot of the run retains {retained >> 20} MB of WAL, more than --max-slot-wal allows",
+                f"the slot of the run retains {retained >> 20} MB of WAL, more than {limit}",
                 detail="A slot retains what was written since the oldest transaction began that is still open; the"
                 " build of an index is one.",
                 hint="End long transactions, raise --max-slot-wal, or let triggers capture the changes.",

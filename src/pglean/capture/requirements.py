@@ -32,6 +32,16 @@ def no_limit() -> Finding:
     )
 
 
+def large_transaction() -> Finding:
+    """The copy is one transaction, which the slot reads as well, and keeps on the disk until it ends."""
+    return Finding(
+        CODE,
+        "the rows are sorted in one statement, which a replication slot would keep on the disk as well",
+        "It takes two to three times the size of the copy in pg_replslot.",
+        "--capture wal does so all the same.",
+    )
+
+
 def _of_server(server: Server, conn: Connection) -> Iterator[Finding]:
     row = conn.execute(query("capture.server")).fetchone()
     assert row is not None

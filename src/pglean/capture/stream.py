@@ -55,8 +55,9 @@ class Stream:
         Raises psycopg's errors at the end of the stream.
         """
         pgconn = self._conn.pgconn
-        if select.select([pgconn.socket], [], [], wait_s)[0]:
-            pgconn.consume_input()
+        select.select([pgconn.socket], [], [], wait_s)
+        # In any case: what came over TLS may lie decrypted in libpq already, with the socket silent.
+        pgconn.consume_input()
         while True:
             length, data = pgconn.get_copy_data(1)
             if length == 0:

@@ -173,10 +173,10 @@ class TriggerCapture:
         # Whoever sees a record sees what its transaction did.
         return sql.SQL("true")
 
-    def pull(self, within_ms: float | None = None) -> None:
+    def pull(self, within_ms: float | None = None, waiting: Callable[[str], None] = lambda _: None) -> None:
         """Every change is recorded by its own transaction."""
 
-    def complete(self, conn: Connection) -> None:
+    def complete(self, conn: Connection, within_ms: float) -> None:
         """A snapshot sees a record if it sees the change."""
 
     def fits(self, conn: Connection) -> bool:

@@ -62,6 +62,9 @@ class WalCapture:
         #: Either of them is empty.
         self._key = table.key.columns if table.key else ()
         self._image = table.stored_columns if table.key is None else ()
+        self._recorded = {"oid": table.oid, "numbers": [column.number for column in self._key or self._image]}
+        #: Types of which values are made.
+        self._enums: list[int] | None = None
         self._publication = publication(job_id)
         self._sessions = contextlib.ExitStack()
         self._decoder: Decoder | None = None
@@ -173,15 +176,14 @@ class WalCapture:
         """Let the slot send from where it was decoded, and record what it sends from now on."""
         decoded, number, *_ = conn.execute(query("capture.slot"), {"job": self._job_id}).fetchone() or ("0/0", 0)
         found = self._found(conn)
-        rows = conn.execute(
-            query("capture.slot_columns"),
-            {"oid": self._table.oid, "numbers": [column.number for column in self._key or self._image]},
-        )
+        rows = conn.execute(query("capture.slot_columns"), self._recorded)
         columns = tuple((bytes(row[0]), row[1]) for row in rows)
         shape = Shape(self._table.oid, found["replica identity"][0], columns, whole=not self._key)
         writer = self._sessions.enter_context(self._server.connect(f"{self._job_id} {self._table.name} decoder"))
         # Bytes as they are: no character is lost on the way, whatever the encoding of the database.
         session.execute("SET client_encoding TO 'SQL_ASCII'")
+        # A client that stands still for a while (Ctrl-Z, a machine that is moved) does not lose its work.
+        session.execute("SET wal_sender_timeout = '5min'")
         stream = Stream(session)
         stream.start(slot, self._publication, decoded)
         self._decoder = Decoder(self._server, writer, stream, shape, self._job_id, slot, int(number), self._limit_bytes)
@@ -198,14 +200,16 @@ class WalCapture:
         return self._found(conn)
 
     def _found(self, conn: Connection) -> dict[str, Any]:
-        row = conn.execute(
-            query("capture.publication"), {"oid": self._table.oid, "publication": self._publication}
-        ).fetchone()
-        publication_, publication_xmin, entry, entry_xmin, letter, columns = row or (None,) * 6
+        if self._enums is None:
+            self._enums = [int(row[0]) for row in conn.execute(query("capture.enums"), self._recorded)]
+        parameters = {"oid": self._table.oid, "publication": self._publication, "enums": self._enums}
+        row = conn.execute(query("capture.publication"), parameters).fetchone()
+        publication_, publication_xmin, entry, entry_xmin, letter, columns, labels = row or (None,) * 7
         identity: dict[str, Any] = {
             "publication": [publication_, publication_xmin, entry, entry_xmin],
             "replica identity": [letter, columns],
             "key": [[column.number, column.name, column.type_oid] for column in self._key],
+            "labels": labels,
         }
         return {**identity, "images": True} if self._image else identity
 
@@ -215,6 +219,11 @@ class WalCapture:
         self.look(conn, identity)
 
     def look(self, conn: Connection, identity: Any) -> None:
+        if identity is None:
+            # The table is published already, perhaps, and a slot is waited for.
+            if not requirements.identifies(conn, self._table):
+                raise CaptureGap(f"the replica identity of {self._table.qualified_name} was changed by another session")
+            return
         found = self._found(conn)
         if found == identity:
             return
@@ -250,16 +259,16 @@ class WalCapture:
             return sql.SQL("true")
         return sql.SQL("pg_catalog.pg_visible_in_snapshot(c.x, (SELECT pg_catalog.pg_current_snapshot()))")
 
-    def pull(self, within_ms: float | None = None) -> None:
+    def pull(self, within_ms: float | None = None, waiting: Callable[[str], None] = lambda _: None) -> None:
         assert self._decoder is not None
-        self._decoder.pull(within_ms)
+        self._decoder.pull(within_ms, waiting)
 
-    def complete(self, conn: Connection) -> None:
+    def complete(self, conn: Connection, within_ms: float) -> None:
         assert self._decoder is not None
         if self._image:
             # Images must not be recorded twice. Without any, the copy is the table as of a commit that is not the last.
             return
-        self._decoder.complete(conn)
+        self._decoder.complete(conn, within_ms)
 
 
 def publication(job_id: int) -> str:

@@ -390,7 +390,7 @@ def _walk(run: Run, keeper: Connection, throttle: Throttle, first: Phase) -> dic
                 watch.close()
                 # There is no way back, and what is left is no work to be paused.
                 run.pause = None
-            elif step.phase.worth_keeping and not watched:
+            elif (step.phase.worth_keeping or run.capture.lags) and not watched:
                 watch.enter_context(watching(run, keeper, throttle))
                 watched = True
             started = time.monotonic()

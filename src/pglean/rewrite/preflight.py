@@ -80,13 +80,15 @@ def make(
         options = options.with_capture(kept.options.capture or Capture.TRIGGER, limit)
         missing = []
     else:
+        sorting, told = order.decide(server, conn, table, options, ending.patience(server, options))
+        warnings += told
         if options.capture is Capture.AUTO and options.keep and options.max_slot_wal_bytes is None:
             missing = [requirements.no_limit(), *missing]
+        if options.capture is Capture.AUTO and sorting is not None and sorting.ranges is None:
+            missing = [*missing, requirements.large_transaction()]
         if options.capture is not Capture.WAL:
             by_wal = options.capture is Capture.AUTO and not missing
             options = options.with_capture(Capture.WAL if by_wal else Capture.TRIGGER, options.max_slot_wal_bytes)
-        sorting, told = order.decide(server, conn, table, options, ending.patience(server, options))
-        warnings += told
     made = Plan(
         table,
         options,

@@ -125,7 +125,7 @@ def round_(run: Run, *, then: partial[None] | None = None, alone: bool = False) 
 def _round(run: Run, then: partial[None] | None, alone: bool) -> Round:
     conn = run.control
     # What there is to do is known only then, and it needs no snapshot.
-    run.capture.pull()
+    run.capture.pull(waiting=run.waiting)
     with contextlib.ExitStack() as step:
         if then is not None and run.table.key is None:
             # What is recorded later cannot be taken in by a transaction that has its snapshot already (`images`).
@@ -140,7 +140,7 @@ def _round(run: Run, then: partial[None] | None, alone: bool) -> Round:
             _shared(run)
             consumed = _consume(run, conn)
         else:
-            run.capture.complete(conn)
+            run.capture.complete(conn, _longest_wait_ms(run))
             consumed = within(run, conn, waiting(conn, run))
         if then is not None:
             then()
@@ -168,7 +168,7 @@ def within(run: Run, conn: Connection, records: int, hold: Hold | None = None) -
 def _shared(run: Run) -> None:
     snapshot = scalar(run.control, "SELECT pg_catalog.pg_export_snapshot()")
     # Now the change table has all keys in which S differs from the shadow, whether S sees them there or not.
-    run.capture.pull()
+    run.capture.pull(_longest_wait_ms(run))
     shares = [Share(number, run.workers.count) for number in range(run.workers.count)]
 
     def delete(conn: Connection, worker: str, share: Share) -> None:
@@ -207,6 +207,14 @@ def vacuum_pays(run: Run) -> bool:
 
 
 # ---- statements
+
+
+def _longest_wait_ms(run: Run) -> float:
+    """How long a transaction that has the table locked may wait for what was written to be recorded.
+
+    Whoever wants the table waits as long, and readers behind him.
+    """
+    return max(run.job.options.lock_timeout_ms, 100)
 
 
 def _divisible(run: Run) -> bool:

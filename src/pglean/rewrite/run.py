@@ -276,6 +276,9 @@ class Run:
                 reason = f"{error.diag.message_primary}."
             except GaveWay:
                 reason = "Somebody wanted the table."
+            except OverBudget as error:
+                # What was written is decoded too slowly for a transaction to wait for it.
+                reason = str(error)
             patience.pause(self.table, Mode.ACCESS_SHARE, reason, ())
 
     @contextlib.contextmanager

@@ -44,6 +44,9 @@ from pglean.sql import query
 _LOOK_S = 0.005
 #: Of the lock's budget, what may be spent before it is raised.
 _SHARE = 0.8
+#: Of what is left of it, what may be waited for the last changes to be recorded; and of all of it, what they may take
+#: without any lock for one to be asked for.
+_PULL_SHARE, _PROMPT = 0.6, 0.25
 
 
 def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
@@ -56,6 +59,7 @@ def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
     conn = run.control
     run.purpose(conn, "swap")
     run.reach("swap: before the lock")
+    _pull_before(run)
     started: float | None = None
     consumed = 0
     safe = run.job.options.mvcc_safe
@@ -192,10 +196,21 @@ def _exchange(run: Run, conn: Connection, hold: Hold) -> int:
     return consumed
 
 
+def _pull_before(run: Run) -> None:
+    """Raise `OverBudget`, before there is any lock, where what was written is recorded too slowly for one."""
+    began = time.monotonic()
+    run.capture.pull(waiting=run.waiting)
+    took_ms = (time.monotonic() - began) * 1000
+    if took_ms > _PROMPT * run.job.options.max_lock_ms:
+        raise OverBudget(f"The WAL is decoded too slowly: it took {took_ms:.0f} ms to come to its end.")
+
+
 def _pull(run: Run, hold: Hold) -> None:
-    """Have everything recorded, in the time that the lock may be held. Raises `OverBudget`."""
-    run.capture.pull(_SHARE * max(hold.left_ms, 1))
+    """Have everything recorded, in the time that the lock may be held, as it was meant. Raises `OverBudget`."""
+    # With a reserve: once its time is over, the server ends the session that has the lock.
+    run.capture.pull(_PULL_SHARE * max(hold.left_ms, 1))
     hold.limit()
+    run.capture.look(run.control, run.capture_identity)
 
 
 def _check_predicate_locks(run: Run, conn: Connection) -> None:

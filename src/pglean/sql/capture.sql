@@ -44,7 +44,11 @@ SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_current_wal_lsn
   FROM pg_replication_slots WHERE slot_name = %(slot)s
 
 -- name: sent
-SELECT r.sent_lsn::text FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid
+-- What changes as long as it is at work: while a large transaction is replayed nothing is sent, but it waits for nobody.
+SELECT concat(r.sent_lsn, CASE WHEN a.wait_event_type IN ('Activity', 'Client') THEN '' ELSE clock_timestamp()::text END)
+  FROM pg_stat_replication r
+  JOIN pg_replication_slots s ON s.active_pid = r.pid
+  JOIN pg_stat_activity a ON a.pid = r.pid
  WHERE s.slot_name = %(slot)s
 
 -- name: slot_name
@@ -72,13 +76,31 @@ SELECT convert_to(attname::text, getdatabaseencoding()), atttypid::bigint FROM p
  WHERE attrelid = %(oid)s AND attnum = ANY (%(numbers)s::int[])
  ORDER BY array_position(%(numbers)s::int[], attnum::int)
 
+-- name: enums
+-- Enums that the values of these columns are made of.
+WITH RECURSIVE part(type) AS (
+    SELECT atttypid FROM pg_attribute WHERE attrelid = %(oid)s AND attnum = ANY (%(numbers)s::int[])
+    UNION
+    SELECT made_of.type
+      FROM part p JOIN pg_type t ON t.oid = p.type
+     CROSS JOIN LATERAL (
+           SELECT t.typelem WHERE t.typcategory = 'A'
+           UNION ALL SELECT t.typbasetype WHERE t.typtype = 'd'
+           UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+           UNION ALL SELECT a.atttypid FROM pg_attribute a
+                      WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS made_of(type))
+SELECT t.oid::bigint FROM part p JOIN pg_type t ON t.oid = p.type WHERE t.typtype = 'e' ORDER BY t.oid
+
 -- name: publication
 -- xmin, since what was changed and changed back looks as it did. What identifies rows for subscribers: the columns of the
--- primary key, or of another index; without it, or with another one, old keys are not in the WAL.
+-- primary key, or of another index; without it, or with another one, old keys are not in the WAL. Labels of enums are sent
+-- as they were, and read as they are by then.
 SELECT p.oid::bigint, p.xmin::text, r.oid::bigint, r.xmin::text, c.relreplident::text,
        (SELECT i.indkey::text FROM pg_index i
          WHERE i.indrelid = c.oid AND i.indisvalid
-           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
+           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END),
+       (SELECT md5(string_agg(concat_ws(' ', e.oid, e.xmin, e.enumlabel), ',' ORDER BY e.oid)) FROM pg_enum e
+         WHERE e.enumtypid = ANY (%(enums)s::oid[]))
   FROM pg_class c
   LEFT JOIN pg_publication p ON p.pubname = %(publication)s
   LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
