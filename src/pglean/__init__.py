@@ -10,6 +10,7 @@ Errors are the tree in `pglean.errors`.
 
 from pglean import errors
 from pglean.api import Database, connect
+from pglean.bloat.finding import Bloat, Method, RelationBloat, TableBloat
 from pglean.engines.plan import ReindexPlan
 from pglean.errors import Finding, PgleanError
 from pglean.options import Capture, Options, Verify, Window
@@ -22,10 +23,12 @@ from pglean.version import __version__
 
 __all__ = [
     "Capture",
+    "Bloat",
     "Chosen",
     "Database",
     "Finding",
     "Finished",
+    "Method",
     "Options",
     "PgleanError",
     "Plan",
@@ -33,9 +36,11 @@ __all__ = [
     "RebuiltIndex",
     "ReindexPlan",
     "ReindexResult",
+    "RelationBloat",
     "RelationSize",
     "Result",
     "Status",
+    "TableBloat",
     "Verify",
     "Window",
     "__version__",

@@ -12,6 +12,8 @@ from typing import Any
 import psycopg
 
 from pglean import catalog, selection
+from pglean.bloat import survey
+from pglean.bloat.finding import Bloat
 from pglean.engines import plan as _reindex_plan
 from pglean.engines import reindex as _reindex
 from pglean.engines.plan import Choice, ReindexPlan
@@ -61,6 +63,45 @@ class Database:
         wanted = Selection(tuple(tables), tuple(parents), tuple(schemas), tuple(without_extensions))
         with _told(self.server), self.server.connect("preflight") as conn:
             return selection.select(self.server, conn, wanted)
+
+    def bloat(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        schemas: Sequence[str] = (),
+        method: str = survey.AUTO,
+        min_bytes: int = 0,
+        min_bloat: float = 0.0,
+        top: int | None = None,
+        max_scan_bytes: int = survey.MAX_SCAN_BYTES,
+        partitions: bool = False,
+        on_table: survey.Callback | None = None,
+    ) -> Bloat:
+        """How much of tables, TOAST tables and indexes is bloat, and what a repack would leave; the largest gain first.
+
+        `tables` and `schemas` as for `select`; a partitioned table means its partitions, which are added up unless
+        `partitions` lists them. `method`: ``estimate`` reads no table; ``approx`` and ``exact`` need the extension
+        pgstattuple, and do not read relations larger than `max_scan_bytes`; ``auto`` estimates all of them, and looks
+        closer at those where much could be gained, or nothing is known: by ``approx``, else by a sample of blocks.
+        `min_bytes`, `min_bloat` (a share: 0.3) and `top` leave out the rest. `on_table` is told what is looked at.
+        Any role may do this; what it may not see is None, and said in `notes`. Nothing is written.
+
+        Locks: ACCESS SHARE on a relation while it is read; SHARE UPDATE EXCLUSIVE on a table of another role, no
+        superuser, while it is sampled. Each is waited for at most 200 ms; what is locked is skipped, which is noted.
+        Raises `UsageError`, and `Refused` where the method is not to be had.
+        """
+        request = survey.Request(
+            tables=tuple(tables),
+            schemas=tuple(schemas),
+            method=method,
+            min_bytes=min_bytes,
+            min_bloat=min_bloat,
+            top=top,
+            max_scan_bytes=max_scan_bytes,
+            partitions=partitions,
+        )
+        with _told(self.server), self.server.connect("bloat") as conn:
+            return survey.look(self.server, conn, request, on_table or (lambda _: None))
 
     def databases(self) -> list[str]:
         """The databases of the server, in order, that allow connections and are no templates. Takes no lock."""

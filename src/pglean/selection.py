@@ -171,9 +171,8 @@ def select(server: Server, conn: Connection, selection: Selection) -> list[Chose
         groups = [_named(server, conn, name) for name in selection.tables]
         groups += [_family(server, conn, name) for name in selection.parents]
     else:
-        schemas = [name for text in selection.schemas for name in _schemas(conn, text)]
         known, _ = _extensions(conn, selection)
-        parameters = {"schemas": schemas if selection.schemas else None, "extensions": known}
+        parameters = {"schemas": schemas(conn, selection) if selection.schemas else None, "extensions": known}
         groups = [[_Found(*row) for row in conn.execute(query("selection.tables"), parameters)]]
     weights = _weigh(server, conn, {found.oid for group in groups for found in group})
     chosen: dict[int, Chosen] = {}
@@ -193,6 +192,11 @@ def oids(server: Server, conn: Connection, name: str, *, family: bool = False) -
     """
     found = _family(server, conn, name) if family else _named(server, conn, name)
     return [one.oid for one in found]
+
+
+def schemas(conn: Connection, selection: Selection) -> list[str]:
+    """The schemas that are meant. Raises `UsageError` where a name or a pattern means none."""
+    return [name for text in selection.schemas for name in _schemas(conn, text)]
 
 
 def missing_extensions(conn: Connection, selection: Selection) -> list[str]:

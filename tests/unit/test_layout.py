@@ -34,6 +34,7 @@ ORDER = [
     "throttle",
     "progress",
     "guard",
+    "bloat.*",
     "engines.candidate",
     "engines.watch",
     "engines.removal",
@@ -78,7 +79,17 @@ ORDER = [
     "__main__",
 ]
 
-PURE = ["errors", "table", "options", "result", "rewrite.phase"]
+PURE = [
+    "errors",
+    "table",
+    "options",
+    "result",
+    "bloat.figures",
+    "bloat.estimate",
+    "bloat.finding",
+    "bloat.reckoning",
+    "rewrite.phase",
+]
 
 CATALOG_WRITE = re.compile(r"\b(?:UPDATE|DELETE\s+FROM|INSERT\s+INTO)\s+(?:ONLY\s+)?pg_catalog\.pg_")
 LOCK_TABLE = re.compile(r"\bLOCK\s+TABLE\b|\bCOMMENT\s+ON\b")

@@ -1,0 +1,373 @@
+"""What tables, TOAST tables and B-trees need at the least: the page layouts of the server, as formulas.
+
+What is laid out here is what a repack leaves: rows copied into new pages up to the fillfactor, and indexes as
+CREATE INDEX builds them. A *heap page* has a header of 24 bytes, and four for each row's line pointer. A *row* has a
+header of 23 bytes, a bit for each column where at least one is NULL, and is padded to eight bytes; so is each value
+to the alignment of its type, but for short ones of varying length. A *TOAST table* holds chunks of 1996 bytes.
+
+A *B-tree page* has 16 bytes more at its end. CREATE INDEX fills a leaf until less than 10 % of it are free (leaf pages:
+fillfactor 90), then moves the last item to the next leaf and leaves a shortened copy as the high key; pages above are
+filled to 70 %. Equal keys become *posting lists*: the key once, then six bytes for each row, at most a tenth of a page.
+
+Where not all rows are of the same width, paddings and what is left at the end of a page are taken at their mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from pglean.bloat.figures import Btree, Column
+
+_PAGE_HEADER = 24
+_LINE_POINTER = 4
+_ROW_HEADER = 23
+_INDEX_HEADER = 8
+#: With the bits of 32 columns, padded.
+_INDEX_HEADER_WITH_NULLS = 16
+_BTREE_SPECIAL = 16
+_TID = 6
+_MAX_ALIGN = 8
+_LONGEST_SHORT = 126
+#: Fill of the pages above the leaves.
+_INTERNAL_FILLFACTOR = 70
+#: From how many rows with the same key on the spread of their number no longer matters.
+_MANY = 100
+#: The free-space map tells space in steps of this.
+_FSM_STEP = 32
+#: With so many values it is tried how full the pages of a TOAST table get.
+_VALUES = 300
+#: By what share of their mean lengths differ, as a rule.
+_SPREAD = 0.3
+#: Common values whose shares differ by no more than this factor are taken together.
+_ALIKE = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """Bytes of a row or of an index entry, padded, without its line pointer."""
+
+    mean_bytes: float
+    #: Whether all are of this width.
+    uniform: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What a relation needs when it has just been written."""
+
+    #: Its file.
+    bytes: int
+    #: What of it are rows or entries, with their line pointers.
+    content_bytes: int
+
+
+def aligned(size: float, to: int = _MAX_ALIGN) -> int:
+    """The next multiple."""
+    return math.ceil(size / to) * to
+
+
+# ---- rows
+
+
+def padding(size: float, spread: float, to: int = _MAX_ALIGN) -> float:
+    """Mean padding of what is so long in the mean, give or take `spread`."""
+    if spread >= to / 2:
+        return (to - 1) / 2
+    # Lengths that hardly differ have nearly the same padding.
+    sizes = range(math.floor(size - spread), math.ceil(size + spread) + 1)
+    return sum(aligned(size, to) - size for size in sizes) / len(sizes)
+
+
+@dataclass(slots=True)
+class _End:
+    """Where the next value of a row begins: exactly, or as a mean over rows."""
+
+    bytes: float = 0.0
+    exact: bool = True
+    #: Where it is a mean, each is a multiple of this, and lies about so far from the mean.
+    step: int = _MAX_ALIGN
+    spread: float = 0.0
+
+    def add(self, column: Column) -> None:
+        """One more value; what is not known of it counts as nothing."""
+        share = 1 - (column.null_share or 0.0)
+        if share <= 0:
+            return
+        varies = column.length < 0
+        width = (column.mean_bytes or 0.0) if varies else float(column.length)
+        short = varies and column.packed and width <= _LONGEST_SHORT
+        alignment = 1 if short else column.alignment
+        padding = self._padding(alignment)
+        before = _power(self.bytes) if self.exact else self.step
+        self.bytes += share * (padding + width)
+        if self.exact and not varies and share == 1:
+            return
+        kept = max(alignment, before) if share == 1 else before
+        self.exact, self.step = False, min(kept, 1 if varies else _power(width))
+        self.spread += _SPREAD * width if share == 1 and varies else width if share < 1 else 0
+
+    def _padding(self, to: int) -> float:
+        if self.exact:
+            return aligned(self.bytes, to) - self.bytes
+        if self.step >= to or self.spread >= to / 2:
+            return max(to - self.step, 0) / 2
+        return padding(self.bytes, self.spread, to)
+
+    def width(self, header: float, uniform: bool) -> Width:
+        """Padded, behind a header."""
+        return Width(header + self.bytes + self._padding(_MAX_ALIGN), uniform and self.exact)
+
+
+def _power(size: float) -> int:
+    """The largest alignment of which it is a multiple."""
+    return math.gcd(int(size), _MAX_ALIGN)
+
+
+def _with_nulls(columns: Iterable[Column]) -> float:
+    """Share of rows in which at least one is NULL, were they independent."""
+    return 1 - math.prod(1 - (column.null_share or 0.0) for column in columns)
+
+
+def row_width(columns: Sequence[Column], width: int) -> Width:
+    """A row of these columns, of which there are `width` with those that are always NULL."""
+    end = _End()
+    for column in columns:
+        end.add(column)
+    nulls = 1.0 if width > len(columns) else _with_nulls(columns)
+    without, with_ = aligned(_ROW_HEADER), aligned(_ROW_HEADER + (width + 7) // 8)
+    return end.width(without + nulls * (with_ - without), without == with_ or nulls in (0.0, 1.0))
+
+
+def measured_width(row_bytes: float, columns: Sequence[Column]) -> Width:
+    """The same where the mean length of rows, with header and without padding, was measured."""
+    end = _End()
+    for column in columns:
+        end.add(column)
+    uniform = end.exact and all(column.known for column in columns)
+    end.bytes = row_bytes - aligned(_ROW_HEADER)
+    return end.width(aligned(_ROW_HEADER), uniform)
+
+
+def heap(rows: float, width: Width, fillfactor: int, block_bytes: int) -> Needed:
+    """A table of so many rows."""
+    usable = block_bytes - _PAGE_HEADER - block_bytes * (100 - fillfactor) // 100
+    item = width.mean_bytes + _LINE_POINTER
+    per_page = usable // item if width.uniform else usable / item - 0.5
+    pages = math.ceil(rows / max(per_page, 1.0))
+    return Needed(pages * block_bytes, int(rows * item))
+
+
+# ---- TOAST
+
+
+def chunk_bytes(block_bytes: int) -> int:
+    """What a chunk holds of a value at most."""
+    quarter = (block_bytes - aligned(_PAGE_HEADER + 4 * _LINE_POINTER)) // 4 // _MAX_ALIGN * _MAX_ALIGN
+    return quarter - aligned(_ROW_HEADER) - 12
+
+
+def chunk_width(data_bytes: float) -> float:
+    """A row of a TOAST table: the value's OID, the chunk's number, the data with its length."""
+    return aligned(_ROW_HEADER) + 8 + 4 + data_bytes
+
+
+def toast(chunks: float, values: float, last_bytes: float | None, block_bytes: int) -> Needed:
+    """A TOAST table with so many chunks of so many values.
+
+    `last_bytes` is what the last chunk of a value holds in the mean; None where that is not known.
+    """
+    most = chunk_bytes(block_bytes)
+    values = min(max(values, 1.0), chunks)
+    last = min(max(most / 2 if last_bytes is None else last_bytes, 1.0), most)
+    content = (chunks - values) * _chunk_room(most) + values * _chunk_room(last)
+    usable = block_bytes - _PAGE_HEADER
+    fill = _chunk_fill(round(chunks / values - 1, 1), round(last / 64) * 64, most, usable)
+    return Needed(math.ceil(content / usable / fill) * block_bytes, int(content))
+
+
+def _chunk_room(data_bytes: float) -> float:
+    return aligned(chunk_width(data_bytes)) + _LINE_POINTER
+
+
+@cache
+def _chunk_fill(full: float, last_bytes: int, most: int, usable: int) -> float:
+    """How full pages get, by putting chunks of values into pages as they come: so many full ones, and a last one.
+
+    As the server does it: into the page of the one before, else into one with enough room, else into a new one.
+    """
+    left: list[float] = []
+    current, content, pages = 0.0, 0.0, 0
+    for number in range(_VALUES):
+        # Spread evenly, and in no order: steps of the golden ratio.
+        place = number * 0.618034 % 1
+        whole = round(full * (0.4 + 1.2 * (number * 0.414214 % 1)))
+        spread = min(last_bytes, most - last_bytes)
+        for data in [float(most)] * whole + [last_bytes + spread * (2 * place - 1)]:
+            room = _chunk_room(data)
+            content += room
+            if room > current:
+                left.append(current)
+                fitting = next((number for number, free in enumerate(left) if free >= room + _FSM_STEP), None)
+                pages += fitting is None
+                current = usable if fitting is None else left.pop(fitting)
+            current -= room
+    # The last page is not yet full.
+    return content / (pages * usable - current)
+
+
+def toast_index(chunks: float, block_bytes: int) -> Needed:
+    """The index of a TOAST table: an OID and a number."""
+    return _tree(chunks, chunks * (16 + _LINE_POINTER), Width(16, True), 0.0, 90, block_bytes)
+
+
+# ---- B-trees
+
+
+def key_width(btree: Btree) -> Width:
+    """An entry for one row."""
+    end = _End()
+    for column in btree.columns:
+        end.add(column)
+    nulls = _with_nulls(btree.columns)
+    header = _INDEX_HEADER + nulls * (_INDEX_HEADER_WITH_NULLS - _INDEX_HEADER)
+    return end.width(header, nulls in (0.0, 1.0))
+
+
+def btree(entries: float, index: Btree, width: Width, fillfactor: int, block_bytes: int) -> Needed:
+    """A B-tree with so many rows, as CREATE INDEX leaves it; `width` is that of an entry for one row."""
+    if not index.deduplicated or entries < 1:
+        return _tree(entries, entries * (width.mean_bytes + _LINE_POINTER), width, 0.0, fillfactor, block_bytes)
+    lists = _Lists(width.mean_bytes, block_bytes)
+    for keys, rows in _groups(entries, index):
+        lists.add(keys, rows)
+    mean = lists.bytes / max(lists.items, 1.0) - _LINE_POINTER
+    alike = width.uniform and (lists.full_bytes > 0.8 * lists.bytes or lists.single_bytes > 0.99 * lists.bytes)
+    size = lists.full if alike and lists.full_bytes > lists.single_bytes else mean
+    spare = max(size - width.mean_bytes, 0.0)
+    return _tree(lists.items, lists.bytes, Width(size, alike), spare, fillfactor, block_bytes)
+
+
+def _groups(entries: float, index: Btree) -> list[tuple[float, float]]:
+    """Numbers of keys, and of the rows that have each of them."""
+    if index.n_distinct is not None:
+        keys = min(max(_keys(index.n_distinct, entries), 1.0), entries)
+        return [(keys, entries / keys)]
+    groups = [(1.0, 1.0)]
+    for column in index.columns:
+        groups = [(keys * k, share * s) for keys, share in groups for k, s in _values(column, entries)]
+    if len(index.columns) == 1:
+        return [(keys, entries * share) for keys, share in groups]
+    # Columns as if they were independent: of the pairs that there could be some do not occur.
+    met = [(keys * -math.expm1(-entries * share), keys * share * entries) for keys, share in groups]
+    # There are as many pairs at the least as values of either.
+    least = min(max(_keys(column.n_distinct or 0.0, entries) for column in index.columns), entries)
+    more = max(least / max(sum(keys for keys, _ in met), 1.0), 1.0)
+    return [(keys * more, max(rows / keys / more, 1.0)) for keys, rows in met if rows > 0 and keys > 0]
+
+
+def _keys(n_distinct: float, entries: float) -> float:
+    return n_distinct if n_distinct >= 0 else -n_distinct * entries
+
+
+def _values(column: Column, entries: float) -> list[tuple[float, float]]:
+    """Numbers of values, NULL among them, and the share of the rows that has each of them."""
+    nulls = column.null_share or 0.0
+    common = [share for share in column.common_shares if share > 0]
+    found = [(1.0, nulls)] if nulls > 0 else []
+    for share in sorted(common, reverse=True):
+        if found and found[-1][1] / share <= _ALIKE and (len(found) > 1 or not nulls):
+            number, mean = found[-1]
+            found[-1] = (number + 1, (number * mean + share) / (number + 1))
+        else:
+            found.append((1.0, share))
+    rest = 1 - nulls - sum(common)
+    if rest * entries >= 1:
+        values = min(max(_keys(column.n_distinct or 0.0, entries) - len(common), 1.0), rest * entries)
+        found.append((values, rest / values))
+    return found
+
+
+class _Lists:
+    """Posting lists and single entries, added up."""
+
+    def __init__(self, key_bytes: float, block_bytes: int) -> None:
+        self._key = key_bytes
+        most = (block_bytes // 10 // _MAX_ALIGN * _MAX_ALIGN - _LINE_POINTER) // _MAX_ALIGN * _MAX_ALIGN
+        self._rows = max(int((most - key_bytes) // _TID), 1)
+        #: Bytes of a list that is full.
+        self.full = self._size(self._rows)
+        self.items = self.bytes = self.full_bytes = self.single_bytes = 0.0
+
+    def _size(self, rows: int) -> float:
+        return self._key if rows == 1 else self._key + aligned(rows * _TID)
+
+    def add(self, keys: float, rows: float) -> None:
+        """So many keys with so many rows each, in the mean."""
+        if rows >= _MANY:
+            self._add(keys, rows)
+            return
+        # How often a value is met where all are equally likely, given that it is met: a Poisson distribution without 0.
+        mean = _mean_before_truncation(rows)
+        weight = math.exp(-mean) / -math.expm1(-mean) if mean > 0 else 0.0
+        left = 1.0
+        for number in range(1, int(4 * _MANY)):
+            weight = weight * mean / number if mean > 0 else (1.0 if number == 1 else 0.0)
+            self._add(keys * weight, number)
+            left -= weight
+            if left < 1e-6:
+                break
+
+    def _add(self, keys: float, rows: float) -> None:
+        full, rest = divmod(rows, self._rows)
+        if full:
+            self.items += keys * full
+            self.bytes += keys * full * (self.full + _LINE_POINTER)
+            self.full_bytes += keys * full * (self.full + _LINE_POINTER)
+        if rest >= 0.5:
+            size = self._size(max(round(rest), 1)) + _LINE_POINTER
+            self.items += keys
+            self.bytes += keys * size
+            self.single_bytes += keys * size if round(rest) <= 1 else 0.0
+
+
+def _mean_before_truncation(mean: float) -> float:
+    """Of a Poisson distribution whose mean without 0 is this."""
+    if mean <= 1.000001:
+        return 0.0
+    low, high = 0.0, mean
+    for _ in range(50):
+        middle = (low + high) / 2
+        if middle / -math.expm1(-middle) < mean:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _tree(items: float, content: float, width: Width, spare: float, fillfactor: int, block_bytes: int) -> Needed:
+    """A tree of so many items; `spare` is what the last one of a leaf loses when it becomes the high key."""
+    if items < 1:
+        return Needed(block_bytes, 0)
+    usable = block_bytes - _PAGE_HEADER - _BTREE_SPECIAL - 2 * _LINE_POINTER
+
+    def per_page(size: float, fill: int, uniform: bool, spare: float) -> float:
+        room = (usable - block_bytes * (100 - fill) // 100 + spare) / (size + _LINE_POINTER)
+        return max(float(math.floor(room)) if uniform else room - 0.5, 2.0)
+
+    pages = total = math.ceil(items / per_page(width.mean_bytes, fillfactor, width.uniform, spare))
+    pivot = max(width.mean_bytes - spare, 16.0)
+    while pages > 1:
+        pages = math.ceil(pages / per_page(pivot, _INTERNAL_FILLFACTOR, False, 0.0))
+        total += pages
+    # The first page is that which says where the root is.
+    return Needed((total + 1) * block_bytes, int(content))
+
+
+def packed(content_bytes: float, fillfactor: int, block_bytes: int) -> int:
+    """A tree of leaves with so many bytes of items, filled as CREATE INDEX fills them."""
+    usable = block_bytes - _PAGE_HEADER - _BTREE_SPECIAL - block_bytes * (100 - fillfactor) // 100
+    leaves = math.ceil(content_bytes / usable)
+    return (leaves + 1 + (1 if leaves > 1 else 0)) * block_bytes

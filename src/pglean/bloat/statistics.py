@@ -1,0 +1,104 @@
+"""Figures of tables and indexes from the server's statistics: a few queries, however many; no table is read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from psycopg import errors as pg
+from psycopg.rows import TupleRow
+
+from pglean.bloat.figures import Btree, Column, Index, Table, Toast
+from pglean.errors import LockNotObtained
+from pglean.server import Connection, Server, transaction
+from pglean.sql import query
+
+#: How long the reading of sizes may wait for a lock, and how often it is tried.
+_LOCK_TIMEOUT_MS, _ATTEMPTS = 200, 10
+#: Up to so many tables the server is told their names, and need not look at the statistics of all others.
+_FEW = 1000
+
+
+def read(server: Server, conn: Connection, oids: list[int] | None, schemas: list[str] | None) -> list[Table]:
+    """The tables with these OIDs (partitions, for a partitioned one), in these schemas, or all of the database.
+
+    Locks: ACCESS SHARE on each, for the moment in which its size is read; nobody is waited for longer than 200 ms.
+    Raises `LockNotObtained` where relations are locked again and again between the look at the locks and that at them.
+    """
+    for _ in range(_ATTEMPTS):
+        server.check()
+        try:
+            with transaction(conn):
+                conn.execute("SELECT set_config('lock_timeout', %s, true)", (f"{_LOCK_TIMEOUT_MS}ms",))
+                return _read(conn, oids, schemas)
+        except (pg.LockNotAvailable, pg.DeadlockDetected, pg.InternalError_):
+            # Locked, or an index dropped, between the look at the locks and that at the relation.
+            continue
+    raise LockNotObtained(
+        "sizes cannot be read: relations are being locked all the time", hint="Try again, or name tables with -t."
+    )
+
+
+@dataclass(slots=True)
+class _Shape:
+    """Columns of a table."""
+
+    columns: list[Column]
+    width: int = 0
+    reshaped: bool = False
+
+
+def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -> list[Table]:
+    rows = conn.execute(query("bloat.tables"), {"oids": oids, "schemas": schemas}).fetchall()
+    found = [row[0] for row in rows]
+    indexes = conn.execute(query("bloat.indexes"), {"oids": found}).fetchall()
+    few = len(rows) <= _FEW
+    parameters = {"oids": found, "names": [row[2] for row in rows] + [row[2] for row in indexes] if few else None}
+    shapes: dict[int, _Shape] = defaultdict(lambda: _Shape([]))
+    for oid, name, length, alignment, packed, absent, reshaped, nulls, width, distinct in conn.execute(
+        query("bloat.columns"), parameters
+    ):
+        shape = shapes[oid]
+        shape.width += 1
+        shape.reshaped |= reshaped
+        if not absent:
+            shape.columns.append(Column(name, length, alignment, packed, nulls, width, distinct))
+    keys: dict[int, list[Column]] = defaultdict(list)
+    for oid, *values in conn.execute(query("bloat.keys"), parameters):
+        column = Column(*values)
+        keys[oid].append(replace(column, common_shares=tuple(column.common_shares or ())))
+    by_table: dict[int, list[Index]] = defaultdict(list)
+    for oid, index, name, method, size, present, fillfactor, share, unique, deduplicated, distinct in indexes:
+        btree = Btree(tuple(keys[index]), unique, deduplicated, distinct) if index in keys else None
+        by_table[oid].append(Index(index, name, method, size, fillfactor, share, btree, present))
+    return [_table(row, shapes[row[0]], by_table[row[0]]) for row in rows]
+
+
+def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
+    oid, schema, name, owner, owner_is_superuser, root, is_heap, size, fillfactor, rows, dead, *others = row
+    readable, row_security, present, toast_oid, toast_size, toast_index_size, *toast_counts = others
+    toast = None
+    if toast_oid is not None:
+        toast = Toast(toast_oid, toast_size or 0, toast_index_size or 0, *toast_counts)
+    return Table(
+        oid=oid,
+        schema=schema,
+        name=name,
+        owner=owner,
+        owner_is_superuser=owner_is_superuser,
+        root=None if root is None else (root[0], root[1]),
+        is_heap=bool(is_heap),
+        bytes=size,
+        fillfactor=fillfactor,
+        rows=rows,
+        dead_rows=dead,
+        readable=readable,
+        row_security=row_security,
+        columns=tuple(shape.columns),
+        width=shape.width,
+        reshaped=shape.reshaped,
+        toast=toast,
+        indexes=tuple(indexes),
+        size_is_present=present,
+    )

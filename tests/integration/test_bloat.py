@@ -1,0 +1,177 @@
+"""What `Database.bloat` says a repack would leave, against what it leaves: within 5 % where all is read, else 15 %.
+
+One database with tables of many kinds is looked at by every method, then each of them is repacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+import pglean
+from pglean.bloat.finding import Bloat, RelationBloat
+from pglean.embedded import EmbeddedServer
+from tests.servers import Database, create_database
+
+#: Name, columns and storage parameters, the rows, indexes, what makes it bloated.
+_TABLES: dict[str, tuple[str, ...]] = {
+    "narrow": (
+        "CREATE TABLE narrow (id int PRIMARY KEY, n int)",
+        "INSERT INTO narrow SELECT g, g % 100 FROM generate_series(1, 150000) AS g",
+        "CREATE INDEX ON narrow (n)",
+        "DELETE FROM narrow WHERE random() < 0.5",
+    ),
+    "wide": (
+        """
+        CREATE TABLE wide (id bigint PRIMARY KEY, a text, b numeric, c timestamptz, d boolean, e jsonb, f text NOT NULL)
+        """,
+        """
+        INSERT INTO wide
+        SELECT g, CASE WHEN random() < 0.7 THEN repeat('x', (random() * 60)::int) END, random() * 100000,
+               now() + g * interval '1 s', random() < 0.5, jsonb_build_object('k', g, 'v', md5(g::text)),
+               repeat(md5(g::text), 5 + (random() * 10)::int)
+          FROM generate_series(1, 30000) AS g
+        """,
+        "CREATE INDEX ON wide (c)",
+        "CREATE INDEX ON wide (b)",
+        "CREATE INDEX ON wide (a)",
+        "CREATE INDEX ON wide (d, c)",
+        "DELETE FROM wide WHERE random() < 0.6",
+    ),
+    "toasted": (
+        "CREATE TABLE toasted (id int PRIMARY KEY, body text)",
+        "ALTER TABLE toasted ALTER body SET STORAGE EXTERNAL",
+        """
+        INSERT INTO toasted
+        SELECT g, repeat(md5(g::text), 20 + (random() * 300)::int) FROM generate_series(1, 3000) AS g
+        """,
+        "DELETE FROM toasted WHERE random() < 0.5",
+    ),
+    "many_indexes": (
+        """
+        CREATE TABLE many_indexes (id int PRIMARY KEY, code text, customer int, status text, amount numeric(10,2),
+                                   at timestamptz, ref uuid)
+        """,
+        """
+        INSERT INTO many_indexes
+        SELECT g, 'C' || lpad(g::text, 8, '0'), (random() * 5000)::int,
+               (ARRAY['new', 'paid', 'shipped', 'done'])[1 + (random() * random() * 3.99)::int],
+               (random() * 1000)::numeric(10,2), now() - random() * interval '300 d', gen_random_uuid()
+          FROM generate_series(1, 60000) AS g
+        """,
+        "CREATE UNIQUE INDEX ON many_indexes (code)",
+        "CREATE INDEX ON many_indexes (customer)",
+        "CREATE INDEX ON many_indexes (status)",
+        "CREATE INDEX ON many_indexes (at)",
+        "CREATE INDEX ON many_indexes (status, customer)",
+        "CREATE INDEX ON many_indexes (ref)",
+        "CREATE INDEX ON many_indexes (amount) WITH (fillfactor = 70)",
+        "CREATE INDEX ON many_indexes (lower(code))",
+        "CREATE INDEX ON many_indexes (at) WHERE status = 'new'",
+        "CREATE INDEX ON many_indexes (customer) INCLUDE (amount)",
+        "UPDATE many_indexes SET amount = amount + 1 WHERE random() < 0.5",
+        "UPDATE many_indexes SET at = at + interval '1 d' WHERE random() < 0.3",
+        "DELETE FROM many_indexes WHERE random() < 0.3",
+    ),
+    "fillfactor_70": (
+        "CREATE TABLE fillfactor_70 (id int PRIMARY KEY, v text) WITH (fillfactor = 70)",
+        "INSERT INTO fillfactor_70 SELECT g, md5(g::text) FROM generate_series(1, 60000) AS g",
+        "DELETE FROM fillfactor_70 WHERE random() < 0.4",
+    ),
+    "sparse": (
+        "CREATE TABLE sparse (id int PRIMARY KEY, v text)",
+        "INSERT INTO sparse SELECT g, repeat('y', (random() * 80)::int) FROM generate_series(1, 150000) AS g",
+        "DELETE FROM sparse WHERE id % 10 <> 0",
+    ),
+    "reshaped": (
+        "CREATE TABLE reshaped (id int PRIMARY KEY, gone text, w int, v text)",
+        """
+        INSERT INTO reshaped
+        SELECT g, md5(g::text), g, repeat('z', (random() * 50)::int) FROM generate_series(1, 40000) AS g
+        """,
+        "ALTER TABLE reshaped DROP gone",
+        "ALTER TABLE reshaped ADD more bigint DEFAULT 7",
+        "DELETE FROM reshaped WHERE random() < 0.3",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What each method said of the tables, and what became of them."""
+
+    said: dict[str, Bloat]
+    #: Bytes by table, kind and name of the relation.
+    left: dict[tuple[str, str, str], int]
+
+
+def fill(db: Database, *names: str) -> None:
+    """Make these tables, and what the server knows of them."""
+    with db.connect() as session:
+        session.execute("SET jit = off")
+        session.execute("SELECT setseed(0.5)")
+        for name in names:
+            for statement in _TABLES[name]:
+                session.execute(statement)
+    # Another session: what the first has counted was told to the server when it ended.
+    db.execute("VACUUM")
+    db.execute("ANALYZE")
+
+
+def left(db: Database) -> dict[tuple[str, str, str], int]:
+    """Present sizes."""
+    rows = db.fetchall(
+        """
+        SELECT relname, 'heap', relname, pg_relation_size(oid) FROM pg_class
+         WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+        UNION ALL
+        SELECT c.relname, 'toast', '', pg_relation_size(i.indrelid) + pg_relation_size(i.indexrelid)
+          FROM pg_class c JOIN pg_index i ON i.indrelid = c.reltoastrelid WHERE c.relnamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT c.relname, 'index', x.relname, pg_relation_size(x.oid)
+          FROM pg_class c JOIN pg_index i ON i.indrelid = c.oid JOIN pg_class x ON x.oid = i.indexrelid
+         WHERE c.relnamespace = 'public'::regnamespace
+        """
+    )
+    return {(table, kind, name): size for table, kind, name, size in rows}
+
+
+@pytest.fixture(scope="module")
+def looked(server: EmbeddedServer) -> Iterator[_Looked]:
+    with create_database(server) as db:
+        fill(db, *_TABLES)
+        with pglean.connect(db.conninfo) as database:
+            said = {"estimate": database.bloat(method="estimate"), "sample": database.bloat(list(_TABLES))}
+            db.execute("CREATE EXTENSION pgstattuple")
+            said |= {method: database.bloat(method=method) for method in ("approx", "exact")}
+            for name in _TABLES:
+                database.repack(name)
+        yield _Looked(said, left(db))
+
+
+def _off(relation: RelationBloat, real: int) -> float:
+    """By how much it is off; a page or two are the ends of files, and no error."""
+    assert relation.after_bytes is not None
+    return max(abs(relation.after_bytes - real) - 2 * 8192, 0) / max(real, 8192)
+
+
+@pytest.mark.parametrize(("method", "most"), [("estimate", 0.15), ("sample", 0.15), ("approx", 0.15), ("exact", 0.05)])
+def test_what_a_repack_leaves(looked: _Looked, method: str, most: float) -> None:
+    wrong = []
+    assert {table.name for table in looked.said[method]} == set(_TABLES)
+    for table in looked.said[method]:
+        assert table.method in (method, f"{method}+"), table
+        for relation in table.relations:
+            real = looked.left[table.name, relation.kind, relation.name]
+            off = _off(relation, real)
+            print(
+                f"{method:9}{table.name:16}{relation.kind:6}{relation.name:36}{relation.bytes // 8192:6}"
+                f"{(relation.after_bytes or 0) // 8192:6}{real // 8192:6} {off:6.1%}"
+            )
+            if off > most:
+                wrong.append(f"{relation.kind} {relation.name or table.name}: {relation.after_bytes}, not {real}")
+        real = sum(size for (name, _, _), size in looked.left.items() if name == table.name)
+        assert table.after_bytes == pytest.approx(real, rel=most), table
+    assert not wrong
