@@ -96,9 +96,9 @@ class _End:
         share = 1 - (column.null_share or 0.0)
         if share <= 0:
             return
-        varies = column.length < 0
-        width = (column.mean_bytes or 0.0) if varies else float(column.length)
-        short = varies and column.packed and width <= _LONGEST_SHORT
+        varies = column.length < 0 and not column.constant
+        width = (column.mean_bytes or 0.0) if column.length < 0 else float(column.length)
+        short = column.length < 0 and column.packed and width <= _LONGEST_SHORT
         alignment = 1 if short else column.alignment
         padding = self._padding(alignment)
         before = _power(self.bytes) if self.exact else self.step
@@ -141,12 +141,15 @@ def row_width(columns: Sequence[Column], width: int) -> Width:
     return end.width(without + nulls * (with_ - without), without == with_ or nulls in (0.0, 1.0))
 
 
-def measured_width(row_bytes: float, columns: Sequence[Column]) -> Width:
+def measured_width(rows: float, row_bytes: float, columns: Sequence[Column]) -> Width:
     """The same where the mean length of rows, with header and without padding, was measured."""
     end = _End()
     for column in columns:
         end.add(column)
     uniform = end.exact and all(column.known for column in columns)
+    if rows >= _MANY and row_bytes == int(row_bytes):
+        # Were they of different lengths, so round a mean would be an accident.
+        return Width(aligned(row_bytes), True)
     end.bytes = row_bytes - aligned(_ROW_HEADER)
     return end.width(aligned(_ROW_HEADER), uniform)
 

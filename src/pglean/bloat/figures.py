@@ -20,6 +20,8 @@ class Column:
     null_share: float | None
     #: Mean of the values that are not NULL; a value in the TOAST table counts by its pointer.
     mean_bytes: float | None
+    #: Whether all values were seen to be so long, although their type does not say so.
+    constant: bool = False
     #: As pg_stats has it: a number, or, negative, a share of the rows.
     n_distinct: float | None = None
     #: Shares of the rows that have its most common values; only of columns of indexes that put equal keys together.
@@ -98,6 +100,8 @@ class Table:
     #: Live and dead rows; None where neither VACUUM nor ANALYZE has counted them.
     rows: float | None
     dead_rows: float | None
+    #: Rows written since the last ANALYZE.
+    changed_rows: float
     #: Whether the role may read all of it, and row security lets it.
     readable: bool
     row_security: bool

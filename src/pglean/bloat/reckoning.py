@@ -15,6 +15,8 @@ from pglean.bloat.finding import Method, RelationBloat, TableBloat
 _LOCKED_SIZE = "locked by somebody: its size is that of the last VACUUM or ANALYZE"
 _LINE_POINTER = 4
 _PAGE_HEADER = 24
+#: From so many rows on, and such a share of all, that were written since, statistics are old.
+_FEW_ROWS, _STALE = 1000, 0.2
 #: Bytes of a pointer to a value in the TOAST table.
 _POINTER_BYTES = 18
 #: What values of a column that are not in the TOAST table may take in the mean, where others are.
@@ -58,6 +60,8 @@ def heap(figures: Table, block_bytes: int, method: Method) -> RelationBloat:
         return found.noting(why)
     width = estimate.row_width(figures.columns, figures.width)
     rows = figures.rows or 0.0
+    if method is Method.ESTIMATE and figures.changed_rows > max(_STALE * rows, _FEW_ROWS):
+        found = found.noting(f"old statistics: {figures.changed_rows:,.0f} rows were written since the last ANALYZE")
     needed = estimate.heap(rows, width, figures.fillfactor, block_bytes)
     dead = None if figures.dead_rows is None else int(figures.dead_rows * (width.mean_bytes + _LINE_POINTER))
     return _filled(found, method, needed, dead, figures.fillfactor)
@@ -86,7 +90,7 @@ def _measured_width(figures: Table, content: Content, rows: float, block_bytes: 
     pages = max(figures.bytes / block_bytes, 1.0)
     unread = min(content.unread_pages / pages, 1.0)
     mean = (content.bytes - content.unread_pages * _PAGE_HEADER) / rows - unread * _LINE_POINTER
-    read = estimate.measured_width(mean, figures.columns)
+    read = estimate.measured_width(rows, mean, figures.columns)
     if unread == 0:
         return read
     by_pages = Width(mean + (1 - unread) * (read.mean_bytes - mean), False)
@@ -228,9 +232,11 @@ def _measured_index(
 ) -> RelationBloat:
     """Widths by what was measured; how far equal keys can be put together is told by the statistics only."""
     width = estimate.key_width(btree) if btree.known else None
-    if not btree.deduplicated and content.items:
+    if not btree.deduplicated and content.items and (width is None or not width.uniform):
+        # Unique indexes have posting lists too, of versions of a row, until a repack.
         mean = content.bytes / content.items
-        width = Width(mean, abs(mean - round(mean)) < 0.001)
+        if width is None or content.items >= entries:
+            width = Width(mean, abs(mean - round(mean)) < 0.001)
     if width is None:
         return found.noting("no statistics of its columns")
     needed = estimate.btree(entries, btree, width, figures.fillfactor, block_bytes)

@@ -18,7 +18,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import errors as pg
@@ -38,6 +38,16 @@ BLOCKS = 2000
 _TIMEOUT_S = 60
 _LOCK_TIMEOUT_MS = 200
 _POINTER_BYTES = 18
+#: Parts of `_Sums.columns`, and how those of blocks become those of all.
+_PARTS: dict[str, LiteralString] = {
+    "values": "sum",
+    "bytes": "sum",
+    "toasted": "sum",
+    "chunks": "sum",
+    "data": "sum",
+    "shortest": "min",
+    "longest": "max",
+}
 #: How many standard errors a bound of 95 % has.
 _BOUND = 1.96
 
@@ -59,8 +69,9 @@ class _Sums:
     rows: float
     bytes: float
     bytes_squared: float
-    #: Of each column: values, their bytes in the row; values in the TOAST table, their chunks and bytes.
-    columns: tuple[tuple[float, float, float, float, float], ...]
+    #: Of each column: values, their bytes in the row; values in the TOAST table, their chunks and bytes; the shortest
+    #: and the longest.
+    columns: tuple[tuple[float, ...], ...]
 
 
 def take(server: Server, conn: Connection, figures: Table, block_bytes: int) -> Sampled | str:
@@ -117,7 +128,7 @@ def _statement(figures: Table, share: float, block_bytes: int) -> sql.Composed:
     longest = sql.Literal(estimate.chunk_bytes(block_bytes))
     for number, column in enumerate(figures.columns):
         size = sql.SQL("pg_column_size(t.{})").format(sql.Identifier(column.name))
-        names = [sql.Identifier(f"{part}{number}") for part in ("v", "b", "x", "c", "d")]
+        names = [sql.Identifier(f"{part}{number}") for part in _PARTS]
         outside = sql.SQL("{} > {}").format(size, longest) if _toastable(column) else sql.SQL("false")
         inside = sql.SQL("sum(CASE WHEN {} THEN {} ELSE {} END)").format(outside, sql.Literal(_POINTER_BYTES), size)
         parts = (
@@ -126,9 +137,14 @@ def _statement(figures: Table, share: float, block_bytes: int) -> sql.Composed:
             sql.SQL("count(*) FILTER (WHERE {})").format(outside),
             sql.SQL("sum(ceil({} / {}::float8)) FILTER (WHERE {})").format(size, longest, outside),
             sql.SQL("sum({}) FILTER (WHERE {})").format(size, outside),
+            sql.SQL("min({})").format(size),
+            sql.SQL("max({})").format(size),
         )
         within += [sql.SQL("{} AS {}").format(part, name) for part, name in zip(parts, names, strict=True)]
-        over += [sql.SQL("coalesce(sum({}), 0)::float8").format(name) for name in names]
+        over += [
+            sql.SQL("coalesce({}({}), 0)::float8").format(sql.SQL(added), name)
+            for added, name in zip(_PARTS.values(), names, strict=True)
+        ]
         row.append(sql.SQL("coalesce({}, 0)").format(inside))
     return sql.SQL(
         "SELECT {over} FROM (SELECT {within} FROM ONLY {table} AS t TABLESAMPLE SYSTEM ({percent})"
@@ -154,15 +170,18 @@ def _toastable(column: Column) -> bool:
 
 def _sums(row: Sequence[Any]) -> _Sums:
     rows, size, squared, *values = (float(value) for value in row)
-    return _Sums(rows, size, squared, tuple((v, b, x, c, d) for v, b, x, c, d in zip(*[iter(values)] * 5, strict=True)))
+    return _Sums(rows, size, squared, tuple(zip(*[iter(values)] * len(_PARTS), strict=True)))
 
 
 def _sampled(figures: Table, sums: _Sums, share: float, block_bytes: int) -> Sampled:
     columns = tuple(
-        replace(column, null_share=1 - values / sums.rows, mean_bytes=size / values if values else 0.0)
-        if sums.rows
-        else replace(column, null_share=0.0, mean_bytes=0.0)
-        for column, (values, size, _, _, _) in zip(figures.columns, sums.columns, strict=True)
+        replace(
+            column,
+            null_share=1 - values / sums.rows if sums.rows else 0.0,
+            mean_bytes=size / values if values else 0.0,
+            constant=shortest == longest,
+        )
+        for column, (values, size, _, _, _, shortest, longest) in zip(figures.columns, sums.columns, strict=True)
     )
     # Dead rows are not to be seen.
     figures = replace(figures, rows=sums.rows / share, dead_rows=None, columns=columns)

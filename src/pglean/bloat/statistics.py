@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from psycopg import errors as pg
 from psycopg.rows import TupleRow
@@ -63,11 +63,15 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
         shape.width += 1
         shape.reshaped |= reshaped
         if not absent:
-            shape.columns.append(Column(name, length, alignment, packed, nulls, width, distinct))
+            shape.columns.append(Column(name, length, alignment, packed, nulls, width, n_distinct=distinct))
     keys: dict[int, list[Column]] = defaultdict(list)
-    for oid, *values in conn.execute(query("bloat.keys"), parameters):
-        column = Column(*values)
-        keys[oid].append(replace(column, common_shares=tuple(column.common_shares or ())))
+    for oid, name, length, alignment, packed, nulls, width, distinct, shares in conn.execute(
+        query("bloat.keys"), parameters
+    ):
+        common = tuple(shares or ())
+        keys[oid].append(
+            Column(name, length, alignment, packed, nulls, width, n_distinct=distinct, common_shares=common)
+        )
     by_table: dict[int, list[Index]] = defaultdict(list)
     for oid, index, name, method, size, present, fillfactor, share, unique, deduplicated, distinct in indexes:
         btree = Btree(tuple(keys[index]), unique, deduplicated, distinct) if index in keys else None
@@ -76,7 +80,7 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
 
 
 def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
-    oid, schema, name, owner, owner_is_superuser, root, is_heap, size, fillfactor, rows, dead, *others = row
+    oid, schema, name, owner, owner_is_superuser, root, is_heap, size, fillfactor, rows, dead, changed, *others = row
     readable, row_security, present, toast_oid, toast_size, toast_index_size, *toast_counts = others
     toast = None
     if toast_oid is not None:
@@ -93,6 +97,7 @@ def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
         fillfactor=fillfactor,
         rows=rows,
         dead_rows=dead,
+        changed_rows=changed or 0.0,
         readable=readable,
         row_security=row_security,
         columns=tuple(shape.columns),

@@ -169,7 +169,9 @@ class _Closer:
         else:
             heap = reckoning.measured_heap(figures, outcome, self._block_bytes)
             figures = replace(figures, rows=outcome.items)
-        if toast is not None and figures.toast is not None and figures.toast.bytes:
+        if toast is not None and toast.live_bytes == 0 and toast.known:
+            toast = replace(toast, method=heap.method)
+        elif toast is not None and figures.toast is not None:
             outcome = self._read(figures.toast.oid, figures.toast.bytes)
             if isinstance(outcome, str):
                 toast = toast.noting(f"TOAST table not measured: {outcome}")

@@ -99,7 +99,8 @@ def bloat_command(
         "min_bloat": share("min-bloat", min_bloat),
         "max_scan_bytes": size_bytes("max-scan", max_scan),
         "partitions": partitions,
-        "top": top,
+        # For people, what is left out is counted.
+        "top": top if as_json or as_csv else None,
     }
     database = open_database(**connection)
     with interruptible(database), _told(quiet=quiet) as on_table:

@@ -1,0 +1,132 @@
+"""`pglean bloat`: options, exit statuses, what is said on which stream."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from tests.support import terminal
+from tests.support.command import Run
+from tests.support.stage import Stage
+
+pytestmark = pytest.mark.newest
+
+
+@pytest.fixture(autouse=True)
+def tables(stage: Stage) -> None:
+    stage.db.execute("DROP EXTENSION IF EXISTS pgstattuple")
+    with stage.db.connect() as session:
+        session.execute(
+            """
+            CREATE TABLE "[red] Table" (id int) WITH (autovacuum_enabled = off);
+            INSERT INTO "[red] Table" SELECT generate_series(1, 50000);
+            DELETE FROM "[red] Table" WHERE id % 10 > 0;
+            CREATE TABLE fine (id int);
+            INSERT INTO fine SELECT generate_series(1, 1000);
+            CREATE TABLE unknown (id int) WITH (autovacuum_enabled = off);
+            """
+        )
+    stage.db.execute('VACUUM ANALYZE "[red] Table"')
+    for table in ("items", "fine"):
+        stage.db.execute(f"ANALYZE {table}")
+
+
+def test_a_table_for_people(run: Run) -> None:
+    status, out, err = run("bloat", "--method", "estimate")
+    assert (status, err) == (0, "")
+    lines = [line for line in out.splitlines() if line.startswith(" public.")]
+    assert lines[0].startswith(' public."[red] Table"')
+    assert "90%" in lines[0]
+    assert "estimate" in lines[0]
+    assert {line.split()[0] for line in lines[1:]} == {"public.items", 'public."model', "public.fine", "public.unknown"}
+    assert "public.unknown: no statistics: neither VACUUM nor ANALYZE has counted its rows" in out
+    assert "a repack would give back" in out
+    assert "of 2 nothing is known" in out
+    assert "\x1b" not in out
+
+
+def test_relations(run: Run) -> None:
+    status, out, _ = run("bloat", "-t", "items", "--method", "estimate")
+    assert status == 0
+    for part in ("heap items", "toast", "index items_pkey", "index items_amount_idx"):
+        assert f"   {part} " in out
+    assert "index items_pkey" not in run("bloat", "--method", "estimate")[1]
+    assert "index items_pkey" in run("bloat", "--method", "estimate", "--relations")[1]
+
+
+def test_json_and_csv(stage: Stage, run: Run) -> None:
+    status, out, _ = run("bloat", "--json")
+    assert status == 0
+    said = json.loads(out)
+    assert said["database"] == stage.db.name
+    assert [warning["code"] for warning in said["warnings"]] == ["no-extension"]
+    by_name = {table["table"]: table for table in said["tables"]}
+    red = by_name['public."[red] Table"']
+    assert red["bloat"] == pytest.approx(0.9, abs=0.02)
+    assert red["bytes"] == red["after_bytes"] + red["gain_bytes"]
+    (heap,) = (part for part in red["relations"] if part["kind"] == "heap")
+    assert heap["bytes"] == heap["live_bytes"] + heap["dead_bytes"] + heap["free_bytes"]
+    assert by_name["public.unknown"]["after_bytes"] is None
+    status, out, _ = run("bloat", "--csv", "-t", "items", "-t", "unknown")
+    assert status == 0
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert {(row["table"], row["kind"]) for row in rows} >= {("items", "heap"), ("items", "toast"), ("unknown", "heap")}
+    assert all(int(row["bytes"]) >= 0 for row in rows)
+
+
+def test_what_is_left_out(run: Run) -> None:
+    def names(*arguments: str) -> list[str]:
+        status, out, err = run("bloat", "--json", "--method", "estimate", *arguments)
+        assert status == 0, err
+        return [table["table"] for table in json.loads(out)["tables"] if "model" not in table["table"]]
+
+    assert names("--top", "1") == ['public."[red] Table"']
+    assert names("--min-bloat", "50%") == ['public."[red] Table"']
+    assert set(names("--min-size", "500kB")) == {'public."[red] Table"', "public.items"}
+    assert names("--min-size", "1TB") == []
+    assert "no table is so large and so bloated" in run("bloat", "--min-size", "1TB")[1]
+    assert "4 are not listed here, --top N lists more" in run("bloat", "--top", "1", "--method", "estimate")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-t", "absent"), 'relation "absent" does not exist'),
+        (("-c", "absent"), "no schema matches absent"),
+        (("--min-bloat", "much"), "invalid value for option --min-bloat: much"),
+        (("--min-bloat", "130%"), "invalid value for option --min-bloat: 130%"),
+        (("--min-size", "big"), "invalid value for option --min-size: big"),
+        (("--json", "--csv"), "--json and --csv exclude each other"),
+        (("-t", "items", "-c", "public"), "--schema (-c) and the names of tables (-t, -I) exclude each other"),
+    ],
+)
+def test_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    status, out, err = run("bloat", *arguments)
+    assert (status, out) == (2, "")
+    assert f"pglean: error: {message}" in err
+
+
+def test_methods(stage: Stage, run: Run) -> None:
+    status, out, err = run("bloat", "--method", "exact")
+    assert (status, out) == (3, "")
+    assert "method exact is not to be had: the extension pgstattuple is not installed" in err
+    assert "HINT:  CREATE EXTENSION pgstattuple" in err
+    status, out, err = run("bloat", "-t", "items")
+    assert status == 0
+    assert " sample" in out
+    assert "tables are sampled instead" in err
+    stage.db.execute("CREATE EXTENSION pgstattuple")
+    for method in ("approx", "exact"):
+        status, out, err = run("bloat", "-t", "items", "--method", method)
+        assert (status, err) == (0, "")
+        assert f" {method}" in out
+
+
+def test_on_a_terminal(stage: Stage) -> None:
+    status, shown = terminal.run(["bloat", "-d", stage.db.conninfo])
+    assert status == 0
+    assert "[red] Table" in shown
+    assert "\x1b[31m" in shown
