@@ -10,6 +10,7 @@ Errors are the tree in `pglean.errors`.
 
 from pglean import errors
 from pglean.api import Database, connect
+from pglean.bloat.density import Density
 from pglean.bloat.finding import Bloat, Method, RelationBloat, TableBloat
 from pglean.engines.plan import ReindexPlan
 from pglean.errors import Finding, PgleanError
@@ -26,6 +27,7 @@ __all__ = [
     "Bloat",
     "Chosen",
     "Database",
+    "Density",
     "Finding",
     "Finished",
     "Method",

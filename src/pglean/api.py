@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 
 from pglean import catalog, selection
-from pglean.bloat import survey
+from pglean.bloat import density, survey
+from pglean.bloat.density import Density
 from pglean.bloat.finding import Bloat
 from pglean.engines import plan as _reindex_plan
 from pglean.engines import reindex as _reindex
@@ -102,6 +103,18 @@ class Database:
         )
         with _told(self.server), self.server.connect("bloat") as conn:
             return survey.look(self.server, conn, request, on_table or (lambda _: None))
+
+    def density(self, tables: Sequence[str] = (), *, schemas: Sequence[str] = (), cells: int = 400) -> list[Density]:
+        """How full tables are along their files, in at most so many ranges of pages each; in the order of their names.
+
+        From the free-space map, where the extension pg_freespacemap is there and VACUUM has written one, else from a
+        sample of blocks; `why` of each says what was in the way. Tables and locks as for `bloat`.
+        """
+        request = survey.Request(tables=tuple(tables), schemas=tuple(schemas))
+        with _told(self.server), self.server.connect("bloat") as conn:
+            found = survey.figures_of(self.server, conn, request)
+            found.sort(key=lambda figures: (figures.schema, figures.name))
+            return [density.look(self.server, conn, figures, cells) for figures in found]
 
     def databases(self) -> list[str]:
         """The databases of the server, in order, that allow connections and are no templates. Takes no lock."""

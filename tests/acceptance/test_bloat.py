@@ -125,6 +125,18 @@ def test_methods(stage: Stage, run: Run) -> None:
         assert f" {method}" in out
 
 
+def test_a_map(stage: Stage, run: Run) -> None:
+    status, out, _ = run("bloat", "-t", '"[red] Table"', "-t", "unknown", "--map")
+    assert status == 0
+    lines = out.splitlines()
+    begin = lines.index('public."[red] Table"')
+    assert set(lines[begin + 1].strip()) == {"·"}
+    assert "% full, 1.7 MB, a cell for 8.0 kB" in out
+    assert "(from the sample); from empty to full: · ░ ▒ ▓ █" in out
+    assert lines[lines.index("public.unknown") + 1] == "it is empty"
+    assert run("bloat", "--map", "--json")[0] == 2
+
+
 def test_on_a_terminal(stage: Stage) -> None:
     status, shown = terminal.run(["bloat", "-d", stage.db.conninfo])
     assert status == 0

@@ -10,6 +10,7 @@ from psycopg import sql
 
 import pglean
 from pglean.bloat import sample, survey
+from pglean.bloat.density import Density
 from pglean.bloat.finding import Method, TableBloat
 from pglean.errors import Refused, UsageError
 from tests.servers import Database
@@ -288,3 +289,49 @@ def test_a_table_that_is_being_vacuumed_is_not_waited_for(mallory: Database) -> 
     with mallory.connect() as other, other.transaction():
         other.execute("LOCK TABLE items IN SHARE UPDATE EXCLUSIVE MODE")
         assert "not sampled: somebody has it locked" in bloat(mallory).notes
+
+
+# ---- maps
+
+
+def density(db: Database, cells: int, *, user: str = "postgres") -> Density:
+    """The map of the only table of that name."""
+    with pglean.connect(f"{db.conninfo} user='{user}'") as database:
+        (found,) = database.density(["items"], cells=cells)
+    return found
+
+
+def test_a_map(items: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first half becomes empty, the second stays half full.
+    items.execute("DELETE FROM items WHERE id <= 10000")
+    items.execute("VACUUM items")
+    sampled = density(items, 10)
+    assert (sampled.source, sampled.why, sampled.qualified_name) == ("sample", "", "public.items")
+    items.execute('CREATE SCHEMA "Odd Place"; CREATE EXTENSION pg_freespacemap SCHEMA "Odd Place"')
+    mapped = density(items, 10)
+    assert mapped.source == "free-space map"
+    for found in (sampled, mapped):
+        assert found.bytes == items.scalar("SELECT pg_relation_size('items')")
+        assert len(found.fill) == 10
+        assert all(fill is not None and fill < 0.1 for fill in found.fill[:5]), found
+        assert all(fill is not None and 0.4 < fill < 0.6 for fill in found.fill[5:]), found
+    items.execute("DROP EXTENSION pg_freespacemap")
+    monkeypatch.setattr(sample, "BLOCKS", 80)
+    some = density(items, 2)
+    assert some.fill[0] == 0
+    assert some.fill[1] is not None
+    assert 0.2 < some.fill[1] < 0.6
+
+
+def test_no_map(mallory: Database, plain_role: str) -> None:
+    items = mallory
+    assert density(items, 10, user=plain_role).why == ""
+    with mallory.connect() as other, other.transaction():
+        other.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+        assert density(items, 10).why == "somebody has it locked"
+    with mallory.connect(user=plain_role) as session:
+        session.execute(_TRAPS[0].definition)
+    assert "code of its owner" in density(items, 10).why
+    assert not sprung(mallory)
+    items.execute("TRUNCATE items")
+    assert (density(items, 10).fill, density(items, 10).why) == ((), "")

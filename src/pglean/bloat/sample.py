@@ -92,14 +92,15 @@ def take(server: Server, conn: Connection, figures: Table, block_bytes: int) -> 
         if conn.broken:
             raise
         server.check()
-        return "somebody has it locked" if isinstance(error, pg.LockNotAvailable) else _message(error)
+        return "somebody has it locked" if isinstance(error, pg.LockNotAvailable) else message(error)
     except TableChanged:
         return "it was renamed or dropped meanwhile"
     assert row is not None
     return _sampled(figures, _sums(row), share, block_bytes)
 
 
-def _message(error: psycopg.Error) -> str:
+def message(error: psycopg.Error) -> str:
+    """What the server says."""
     return error.diag.message_primary or str(error).strip()
 
 
@@ -161,6 +162,17 @@ def _statement(figures: Table, share: float, block_bytes: int) -> sql.Composed:
         table=sql.Identifier(figures.schema, figures.name),
         percent=sql.Literal(share * 100),
         seed=sql.Literal(random.SystemRandom().randrange(1 << 30)),
+    )
+
+
+def size_in_row(column: Column, block_bytes: int) -> sql.Composed:
+    """What a value takes in the row: a pointer where it lies in the TOAST table."""
+    longest = sql.Literal(estimate.chunk_bytes(block_bytes))
+    return sql.SQL("coalesce(CASE WHEN {toastable} AND {size} > {longest} THEN {pointer} ELSE {size} END, 0)").format(
+        toastable=sql.Literal(_toastable(column)),
+        size=sql.SQL("pg_column_size(t.{})").format(sql.Identifier(column.name)),
+        longest=longest,
+        pointer=sql.Literal(_POINTER_BYTES),
     )
 
 

@@ -12,10 +12,12 @@ import click
 from rich.text import Text
 
 from pglean.api import Database
+from pglean.bloat.density import Density
 from pglean.bloat.finding import Bloat, Method
 from pglean.bloat.survey import AUTO, MAX_SCAN_BYTES, Callback
 from pglean.cli.bloat_table import bloat_csv, bloat_table
 from pglean.cli.connection import connection_options, interruptible, open_database
+from pglean.cli.density_map import density_map
 from pglean.cli.display import console
 from pglean.cli.reindex import names
 from pglean.cli.sections import Section, SectionedCommand
@@ -25,6 +27,9 @@ from pglean.report import bytes_text
 
 #: So many tables are listed for people who have not said how many.
 _TOP = 20
+
+#: Cells of a map, and how many of them are in a line.
+_MAP_CELLS, _MAP_WIDTH = 400, 100
 
 _WHAT = Section("What is looked at")
 _HOW = Section("How it is looked at")
@@ -61,6 +66,7 @@ _SHOWN = Section("What is shown")
 )
 @_SHOWN.option("--relations", is_flag=True, help="Each heap, TOAST table and index; of tables that are named always.")
 @_SHOWN.option("--partitions", is_flag=True, help="Each partition by itself; they are added up otherwise.")
+@_SHOWN.option("--map", "mapped", is_flag=True, help="How full each of these tables is along its file.")
 @_SHOWN.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
 @_SHOWN.option("--csv", "as_csv", is_flag=True, help="As CSV on standard output, a line per relation.")
 @_SHOWN.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -75,6 +81,7 @@ def bloat_command(
     top: int | None,
     relations: bool,
     partitions: bool,
+    mapped: bool,
     as_json: bool,
     as_csv: bool,
     quiet: bool,
@@ -91,6 +98,8 @@ def bloat_command(
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other")
+    if mapped and (as_json or as_csv):
+        raise UsageError("--map and --json or --csv exclude each other", hint="`Database.density` gives its figures.")
     asked: dict[str, Any] = {
         "tables": names("table name", tables),
         "schemas": names("schema", schemas),
@@ -105,7 +114,12 @@ def bloat_command(
     database = open_database(**connection)
     with interruptible(database), _told(quiet=quiet) as on_table:
         found = database.bloat(**asked, on_table=on_table)
+        maps = _maps(database, found, top or _TOP) if mapped else []
     _show(database, found, top or _TOP, relations=relations or bool(tables), as_json=as_json, as_csv=as_csv)
+    out = console()
+    width = min(out.width - 4, _MAP_WIDTH)
+    for density in maps:
+        out.print(density_map(density, width, encoding=out.encoding))
 
 
 def _show(database: Database, found: Bloat, top: int, *, relations: bool, as_json: bool, as_csv: bool) -> None:
@@ -118,6 +132,12 @@ def _show(database: Database, found: Bloat, top: int, *, relations: bool, as_jso
     if not as_json:
         for warning in found.warnings:
             console(stderr=True).print(Text(f"pglean: {warning}"), soft_wrap=True)
+
+
+def _maps(database: Database, found: Bloat, top: int) -> list[Density]:
+    """Of the tables that are shown, in their order; of each partition."""
+    tables = [table.qualified_name for table in found.tables[:top]]
+    return [density for table in tables for density in database.density([table], cells=_MAP_CELLS)]
 
 
 @contextlib.contextmanager

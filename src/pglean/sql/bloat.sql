@@ -151,6 +151,22 @@ SELECT n.nspname, p.proname
 -- name: has_extension
 SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'pgstattuple')
 
+-- name: free_space
+-- The function of pg_freespacemap that tells the free space of a block, under the conditions of `extension`, where the
+-- table has a free-space map.
+SELECT n.nspname, p.proname
+  FROM pg_extension e
+  JOIN pg_roles er ON er.oid = e.extowner AND er.rolsuper
+  JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+                  AND d.classid = 'pg_proc'::regclass
+  JOIN pg_proc p ON p.oid = d.objid AND p.proname = 'pg_freespace' AND p.pronargs = 2
+                AND p.proargtypes[0] = 'regclass'::regtype AND p.proargtypes[1] = 'int8'::regtype
+  JOIN pg_roles pr ON pr.oid = p.proowner AND pr.rolsuper
+  JOIN pg_language l ON l.oid = p.prolang AND l.lanname = 'c'
+  JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE e.extname = 'pg_freespacemap' AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')
+   AND pg_relation_size(%(oid)s::oid, 'fsm') > 0
+
 -- name: owners_code
 -- What of the table's owner would run, with our rights, when a statement on the table is planned; see guard.py.
 SELECT why FROM (
