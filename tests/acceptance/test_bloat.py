@@ -5,6 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+import struct
+import subprocess
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +143,103 @@ def test_a_map(stage: Stage, run: Run) -> None:
     assert "(from the sample); from empty to full: · ░ ▒ ▓ █" in out
     assert lines[lines.index("public.unknown") + 1] == "it is empty"
     assert run("bloat", "--map", "--json")[0] == 2
+
+
+class _Page(HTMLParser):
+    """What a page consists of, and what it would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.fetched += [str(value) for name, value in attrs if name in {"src", "href", "data", "action"}]
+
+
+@pytest.fixture
+def page(stage: Stage, run: Run, tmp_path: Path) -> Path:
+    stage.db.execute('CREATE TABLE "<script>alert(1)</script>" (id int); ANALYZE "<script>alert(1)</script>"')
+    path = tmp_path / "bloat.html"
+    status, out, err = run("bloat", "--html", str(path))
+    assert status == 0, err
+    assert "public.items" in out
+    return path
+
+
+def test_a_page(page: Path, run: Run) -> None:
+    text = page.read_text(encoding="utf-8")
+    parsed = _Page()
+    parsed.feed(text)
+    assert parsed.fetched == []
+    assert "url(" not in text
+    assert "@import" not in text
+    assert parsed.tags["script"] == 0
+    assert "&lt;script&gt;alert(1)" in text
+    # The treemap, and a map of each table that is not empty.
+    assert parsed.tags["svg"] == 1 + text.count("<figure>") - text.count("No map:")
+    assert parsed.tags["svg"] >= 4
+    assert "prefers-color-scheme: dark" in text
+    status, _, err = run("bloat", "--html", str(page / "no" / "such"))
+    assert status == 1
+    assert "could not write to" in err
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_in_a_browser(page: Path, tmp_path: Path, scheme: str) -> None:
+    shot = tmp_path / "shot.png"
+    subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=600,900", f"--screenshot={shot}", page.as_uri(),
+        ],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    colours = Counter(_pixels(shot))
+    # The ground, and the colour of what is nearly all bloat.
+    assert colours.most_common(1)[0][0] == {"light": (0xFB, 0xFB, 0xFA), "dark": (0x14, 0x18, 0x1F)}[scheme]
+    assert colours[{"light": (0xD7, 0x6C, 0x55), "dark": (0xA9, 0x4B, 0x3F)}[scheme]] > 500
+
+
+def _pixels(path: Path) -> Iterator[tuple[int, int, int]]:
+    """The colours of a PNG picture with 8 bits a channel, as Chromium writes it."""
+    data = path.read_bytes()
+    width, height, depth, kind = struct.unpack(">IIBB", data[16:26])
+    assert depth == 8
+    channels = {2: 3, 6: 4}[kind]
+    place, packed = 8, b""
+    while place < len(data):
+        (length,) = struct.unpack(">I", data[place : place + 4])
+        if data[place + 4 : place + 8] == b"IDAT":
+            packed += data[place + 8 : place + 8 + length]
+        place += length + 12
+    raw, stride = zlib.decompress(packed), width * channels
+    before = bytearray(stride)
+    for number in range(height):
+        begin = number * (stride + 1)
+        line = _unfiltered(raw[begin], bytearray(raw[begin + 1 : begin + 1 + stride]), before, channels)
+        for at in range(0, stride, channels):
+            yield line[at], line[at + 1], line[at + 2]
+        before = line
+
+
+def _unfiltered(method: int, line: bytearray, before: bytearray, step: int) -> bytearray:
+    for at in range(len(line)):
+        left = line[at - step] if at >= step else 0
+        above = before[at]
+        corner = before[at - step] if at >= step else 0
+        if method == 4:
+            guess = left + above - corner
+            nearest = min((left, above, corner), key=lambda value: abs(guess - value))
+        else:
+            nearest = (0, left, above, (left + above) // 2)[method]
+        line[at] = (line[at] + nearest) & 255
+    return line
 
 
 def test_on_a_terminal(stage: Stage) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,13 +17,14 @@ from pglean.api import Database
 from pglean.bloat.density import Density
 from pglean.bloat.finding import Bloat, Method
 from pglean.bloat.survey import AUTO, MAX_SCAN_BYTES, Callback
+from pglean.cli.bloat_page import bloat_page
 from pglean.cli.bloat_table import bloat_csv, bloat_table
 from pglean.cli.connection import connection_options, interruptible, open_database
 from pglean.cli.density_map import density_map
 from pglean.cli.display import console
 from pglean.cli.reindex import names
 from pglean.cli.sections import Section, SectionedCommand
-from pglean.errors import UsageError
+from pglean.errors import PgleanError, UsageError
 from pglean.options import size_bytes
 from pglean.report import bytes_text
 
@@ -67,6 +70,13 @@ _SHOWN = Section("What is shown")
 @_SHOWN.option("--relations", is_flag=True, help="Each heap, TOAST table and index; of tables that are named always.")
 @_SHOWN.option("--partitions", is_flag=True, help="Each partition by itself; they are added up otherwise.")
 @_SHOWN.option("--map", "mapped", is_flag=True, help="How full each of these tables is along its file.")
+@_SHOWN.option(
+    "--html",
+    "page",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Write a page with pictures, which needs nothing else.",
+)
 @_SHOWN.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
 @_SHOWN.option("--csv", "as_csv", is_flag=True, help="As CSV on standard output, a line per relation.")
 @_SHOWN.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -82,6 +92,7 @@ def bloat_command(
     relations: bool,
     partitions: bool,
     mapped: bool,
+    page: str | None,
     as_json: bool,
     as_csv: bool,
     quiet: bool,
@@ -109,16 +120,19 @@ def bloat_command(
         "max_scan_bytes": size_bytes("max-scan", max_scan),
         "partitions": partitions,
         # For people, what is left out is counted.
-        "top": top if as_json or as_csv else None,
+        "top": top if as_json or as_csv or page else None,
     }
     database = open_database(**connection)
     with interruptible(database), _told(quiet=quiet) as on_table:
         found = database.bloat(**asked, on_table=on_table)
-        maps = _maps(database, found, top or _TOP) if mapped else []
+        maps = _maps(database, found, top or _TOP) if mapped or page else []
+    if page is not None:
+        made = time.strftime("%Y-%m-%d %H:%M")
+        _write(page, bloat_page(found, maps, database.server.capabilities.database, made))
     _show(database, found, top or _TOP, relations=relations or bool(tables), as_json=as_json, as_csv=as_csv)
     out = console()
     width = min(out.width - 4, _MAP_WIDTH)
-    for density in maps:
+    for density in maps if mapped else ():
         out.print(density_map(density, width, encoding=out.encoding))
 
 
@@ -132,6 +146,13 @@ def _show(database: Database, found: Bloat, top: int, *, relations: bool, as_jso
     if not as_json:
         for warning in found.warnings:
             console(stderr=True).print(Text(f"pglean: {warning}"), soft_wrap=True)
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PgleanError(f"could not write to {path}: {error.strerror}") from error
 
 
 def _maps(database: Database, found: Bloat, top: int) -> list[Density]:

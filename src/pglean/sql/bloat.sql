@@ -90,8 +90,7 @@ SELECT i.indrelid, i.indexrelid, c.relname, am.amname,
        AND NOT EXISTS (
            SELECT FROM unnest(i.indclass::oid[], i.indcollation::oid[]) AS k(opclass, coll)
              JOIN pg_opclass oc ON oc.oid = k.opclass
-             LEFT JOIN pg_collation co ON co.oid = k.coll
-            WHERE NOT coalesce(co.collisdeterministic, true)
+            WHERE k.coll IN (SELECT oid FROM pg_collation WHERE NOT collisdeterministic)
                -- Support function 4 says whether equal values are the same bytes.
                OR NOT EXISTS (SELECT FROM pg_amproc p WHERE p.amprocfamily = oc.opcfamily AND p.amprocnum = 4
                                AND p.amproclefttype = oc.opcintype AND p.amprocrighttype = oc.opcintype)),
