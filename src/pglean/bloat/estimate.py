@@ -37,8 +37,9 @@ _INTERNAL_FILLFACTOR = 70
 _MANY = 100
 #: The free-space map tells space in steps of this.
 _FSM_STEP = 32
-#: With so many values it is tried how full the pages of a TOAST table get.
-_VALUES = 300
+#: With so many chunks it is tried how full the pages of a TOAST table get; from so many of a value on that is alike.
+_CHUNKS = 800
+_MANY_CHUNKS = 20.0
 #: By what share of their mean lengths differ, as a rule.
 _SPREAD = 0.3
 #: Common values whose shares differ by no more than this factor are taken together.
@@ -187,7 +188,7 @@ def toast(chunks: float, values: float, last_bytes: float | None, block_bytes: i
     last = min(max(most / 2 if last_bytes is None else last_bytes, 1.0), most)
     content = (chunks - values) * _chunk_room(most) + values * _chunk_room(last)
     usable = block_bytes - _PAGE_HEADER
-    fill = _chunk_fill(round(chunks / values - 1, 1), round(last / 64) * 64, most, usable)
+    fill = _chunk_fill(min(round(chunks / values - 1, 1), _MANY_CHUNKS), round(last / 64) * 64, most, usable)
     return Needed(math.ceil(content / usable / fill) * block_bytes, int(content))
 
 
@@ -203,7 +204,7 @@ def _chunk_fill(full: float, last_bytes: int, most: int, usable: int) -> float:
     """
     left: list[float] = []
     current, content, pages = 0.0, 0.0, 0
-    for number in range(_VALUES):
+    for number in range(int(_CHUNKS / (full + 1))):
         # Spread evenly, and in no order: steps of the golden ratio.
         place = number * 0.618034 % 1
         whole = round(full * (0.4 + 1.2 * (number * 0.414214 % 1)))
