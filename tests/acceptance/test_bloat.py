@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import terminal
 from tests.support.command import Run
+from tests.support.oracle import until
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.newest
@@ -38,6 +39,8 @@ def tables(stage: Stage) -> None:
             """
         )
     stage.db.execute('VACUUM ANALYZE "[red] Table"')
+    counted = "SELECT last_analyze IS NOT NULL FROM pg_stat_user_tables WHERE relname = '[red] Table'"
+    until(lambda: stage.db.scalar(counted), "ANALYZE has told what it has counted")
     for table in ("items", "fine"):
         stage.db.execute(f"ANALYZE {table}")
 

@@ -126,7 +126,11 @@ def test_no_statistics(db: Database) -> None:
         session.execute(_ITEMS)
     found = bloat(db, method="estimate")
     assert found.after_bytes is None
-    assert "no statistics: neither VACUUM nor ANALYZE has counted its rows" in found.notes
+    # CREATE INDEX counts rows as well, in some versions.
+    assert found.notes[0] in {
+        "no statistics: neither VACUUM nor ANALYZE has counted its rows",
+        "no statistics of columns amount, note: ANALYZE makes them",
+    }
     # A sample needs none, but of how many values there are of what is indexed.
     found = bloat(db)
     assert found.heap.method is Method.SAMPLE
@@ -318,7 +322,8 @@ def test_a_map(items: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     items.execute("DROP EXTENSION pg_freespacemap")
     monkeypatch.setattr(sample, "BLOCKS", 80)
     some = density(items, 2)
-    assert some.fill[0] == 0
+    assert some.fill[0] is not None
+    assert some.fill[0] < 0.05
     assert some.fill[1] is not None
     assert 0.2 < some.fill[1] < 0.6
 

@@ -40,6 +40,8 @@ _FSM_STEP = 32
 #: With so many chunks it is tried how full the pages of a TOAST table get; from so many of a value on that is alike.
 _CHUNKS = 800
 _MANY_CHUNKS = 20.0
+#: With so many posting lists it is tried how many of them fit into a leaf.
+_ITEMS = 300
 #: By what share of their mean lengths differ, as a rule.
 _SPREAD = 0.3
 #: Common values whose shares differ by no more than this factor are taken together.
@@ -224,7 +226,8 @@ def _chunk_fill(full: float, last_bytes: int, most: int, usable: int) -> float:
 
 def toast_index(chunks: float, block_bytes: int) -> Needed:
     """The index of a TOAST table: an OID and a number."""
-    return _tree(chunks, chunks * (16 + _LINE_POINTER), Width(16, True), 0.0, 90, block_bytes)
+    leaves = chunks / _per_page(Width(16, True), 90, 0.0, block_bytes)
+    return _tree(leaves, chunks * (16 + _LINE_POINTER), 16, block_bytes)
 
 
 # ---- B-trees
@@ -243,15 +246,18 @@ def key_width(btree: Btree) -> Width:
 def btree(entries: float, index: Btree, width: Width, fillfactor: int, block_bytes: int) -> Needed:
     """A B-tree with so many rows, as CREATE INDEX leaves it; `width` is that of an entry for one row."""
     if not index.deduplicated or entries < 1:
-        return _tree(entries, entries * (width.mean_bytes + _LINE_POINTER), width, 0.0, fillfactor, block_bytes)
-    lists = _Lists(width.mean_bytes, block_bytes)
+        leaves = entries / _per_page(width, fillfactor, 0.0, block_bytes)
+        return _tree(leaves, entries * (width.mean_bytes + _LINE_POINTER), width.mean_bytes, block_bytes)
+    lists = _Lists(width.mean_bytes, fillfactor, block_bytes)
     for keys, rows in _groups(entries, index):
         lists.add(keys, rows)
-    mean = lists.bytes / max(lists.items, 1.0) - _LINE_POINTER
-    alike = width.uniform and (lists.full_bytes > 0.8 * lists.bytes or lists.single_bytes > 0.99 * lists.bytes)
-    size = lists.full if alike and lists.full_bytes > lists.single_bytes else mean
-    spare = max(size - width.mean_bytes, 0.0)
-    return _tree(lists.items, lists.bytes, Width(size, alike), spare, fillfactor, block_bytes)
+    leaves = lists.leaves
+    if lists.items > 0:
+        mean = lists.bytes / lists.items - _LINE_POINTER
+        uniform = width.uniform and lists.single_bytes > 0.99 * lists.bytes
+        spare = max(mean - width.mean_bytes, 0.0)
+        leaves += lists.items / _per_page(Width(mean, uniform), fillfactor, spare, block_bytes)
+    return _tree(leaves, lists.content_bytes, width.mean_bytes, block_bytes)
 
 
 def _groups(entries: float, index: Btree) -> list[tuple[float, float]]:
@@ -297,44 +303,73 @@ def _values(column: Column, entries: float) -> list[tuple[float, float]]:
 class _Lists:
     """Posting lists and single entries, added up."""
 
-    def __init__(self, key_bytes: float, block_bytes: int) -> None:
+    def __init__(self, key_bytes: float, fillfactor: int, block_bytes: int) -> None:
         self._key = key_bytes
+        self._fillfactor = fillfactor
+        self._block_bytes = block_bytes
         most = (block_bytes // 10 // _MAX_ALIGN * _MAX_ALIGN - _LINE_POINTER) // _MAX_ALIGN * _MAX_ALIGN
         self._rows = max(int((most - key_bytes) // _TID), 1)
-        #: Bytes of a list that is full.
-        self.full = self._size(self._rows)
-        self.items = self.bytes = self.full_bytes = self.single_bytes = 0.0
+        #: Of keys with few rows: entries and lists with their line pointers, and what of that are single entries.
+        self.items = self.bytes = self.single_bytes = 0.0
+        #: Leaves of keys with many rows.
+        self.leaves = 0.0
+        #: All of it.
+        self.content_bytes = 0.0
 
-    def _size(self, rows: int) -> float:
-        return self._key if rows == 1 else self._key + aligned(rows * _TID)
+    def _sizes(self, rows: int) -> list[float]:
+        """Of the lists of a key with so many rows, with their line pointers."""
+        full, rest = divmod(rows, self._rows)
+        sizes = [self._key + aligned(self._rows * _TID) + _LINE_POINTER] * full
+        if rest:
+            sizes.append(self._key + (aligned(rest * _TID) if rest > 1 else 0) + _LINE_POINTER)
+        return sizes
 
     def add(self, keys: float, rows: float) -> None:
         """So many keys with so many rows each, in the mean."""
         if rows >= _MANY:
-            self._add(keys, rows)
+            self._add_many(keys, rows)
             return
         # How often a value is met where all are equally likely, given that it is met: a Poisson distribution without 0.
         mean = _mean_before_truncation(rows)
         weight = math.exp(-mean) / -math.expm1(-mean) if mean > 0 else 0.0
         left = 1.0
-        for number in range(1, int(4 * _MANY)):
-            weight = weight * mean / number if mean > 0 else (1.0 if number == 1 else 0.0)
-            self._add(keys * weight, number)
+        for number in range(1, 4 * _MANY):
+            weight = weight * mean / number if mean > 0 else 1.0
+            sizes = self._sizes(number)
+            self.items += keys * weight * len(sizes)
+            self.bytes += keys * weight * sum(sizes)
+            self.content_bytes += keys * weight * sum(sizes)
+            self.single_bytes += keys * weight * sizes[0] if number == 1 else 0.0
             left -= weight
             if left < 1e-6:
                 break
 
-    def _add(self, keys: float, rows: float) -> None:
-        full, rest = divmod(rows, self._rows)
-        if full:
-            self.items += keys * full
-            self.bytes += keys * full * (self.full + _LINE_POINTER)
-            self.full_bytes += keys * full * (self.full + _LINE_POINTER)
-        if rest >= 0.5:
-            size = self._size(max(round(rest), 1)) + _LINE_POINTER
-            self.items += keys
-            self.bytes += keys * size
-            self.single_bytes += keys * size if round(rest) <= 1 else 0.0
+    def _add_many(self, keys: float, rows: float) -> None:
+        """Lists that are so long that it matters how they happen to fit into a page: some keys are tried."""
+        tried = min(math.ceil(keys), max(int(_ITEMS * self._rows / rows), 1))
+        scatter = math.sqrt(rows) if keys >= 2 else 0.0
+        sizes = [
+            size
+            for number in range(tried)
+            # Spread evenly, about as far as chance would.
+            for size in self._sizes(max(round(rows + scatter * (3.4 * (number * 0.618034 % 1) - 1.7)), 1))
+        ]
+        share = keys / tried
+        self.content_bytes += share * sum(sizes)
+        self.leaves += share * self._leaves(sizes)
+
+    def _leaves(self, sizes: Sequence[float]) -> float:
+        """How many leaves CREATE INDEX makes of these items, the last one in part."""
+        room = self._block_bytes - _PAGE_HEADER - _BTREE_SPECIAL - 2 * _LINE_POINTER
+        least = self._block_bytes * (100 - self._fillfactor) // 100
+        leaves, free, last, count = 0, float(room), 0.0, 0
+        for size in sizes:
+            # What the last item loses when it becomes the high key counts as free.
+            spare = max(last - _LINE_POINTER - self._key, 0.0)
+            if count > 1 and (free < size - _LINE_POINTER + _MAX_ALIGN or free + spare < least):
+                leaves, free, count = leaves + 1, room - last, 1
+            free, last, count = free - size, size, count + 1
+        return leaves + min((room - free) / (room - least), 1.0)
 
 
 def _mean_before_truncation(mean: float) -> float:
@@ -351,27 +386,20 @@ def _mean_before_truncation(mean: float) -> float:
     return (low + high) / 2
 
 
-def _tree(items: float, content: float, width: Width, spare: float, fillfactor: int, block_bytes: int) -> Needed:
-    """A tree of so many items; `spare` is what the last one of a leaf loses when it becomes the high key."""
-    if items < 1:
-        return Needed(block_bytes, 0)
+def _per_page(width: Width, fillfactor: int, spare: float, block_bytes: int) -> float:
+    """Items of a page; `spare` is what the last one of a leaf loses when it becomes the high key."""
     usable = block_bytes - _PAGE_HEADER - _BTREE_SPECIAL - 2 * _LINE_POINTER
+    room = (usable - block_bytes * (100 - fillfactor) // 100 + spare) / (width.mean_bytes + _LINE_POINTER)
+    return max(float(math.floor(room)) if width.uniform else room - 0.5, 2.0)
 
-    def per_page(size: float, fill: int, uniform: bool, spare: float) -> float:
-        room = (usable - block_bytes * (100 - fill) // 100 + spare) / (size + _LINE_POINTER)
-        return max(float(math.floor(room)) if uniform else room - 0.5, 2.0)
 
-    pages = total = math.ceil(items / per_page(width.mean_bytes, fillfactor, width.uniform, spare))
-    pivot = max(width.mean_bytes - spare, 16.0)
+def _tree(leaves: float, content: float, pivot_bytes: float, block_bytes: int) -> Needed:
+    """A tree with so many leaves."""
+    if leaves <= 0:
+        return Needed(block_bytes, 0)
+    pages = total = math.ceil(leaves)
     while pages > 1:
-        pages = math.ceil(pages / per_page(pivot, _INTERNAL_FILLFACTOR, False, 0.0))
+        pages = math.ceil(pages / _per_page(Width(pivot_bytes, False), _INTERNAL_FILLFACTOR, 0.0, block_bytes))
         total += pages
     # The first page is that which says where the root is.
     return Needed((total + 1) * block_bytes, int(content))
-
-
-def packed(content_bytes: float, fillfactor: int, block_bytes: int) -> int:
-    """A tree of leaves with so many bytes of items, filled as CREATE INDEX fills them."""
-    usable = block_bytes - _PAGE_HEADER - _BTREE_SPECIAL - block_bytes * (100 - fillfactor) // 100
-    leaves = math.ceil(content_bytes / usable)
-    return (leaves + 1 + (1 if leaves > 1 else 0)) * block_bytes

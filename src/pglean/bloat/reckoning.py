@@ -243,10 +243,10 @@ def _measured_index(
     live = Needed(needed.bytes, int(min(needed.content_bytes, content.bytes + _LINE_POINTER * (content.items or 0))))
     if btree.deduplicated:
         # An item that was measured by itself has a line pointer, of which it knows nothing.
-        packed = estimate.packed(content.bytes + _LINE_POINTER * (content.items or 0), figures.fillfactor, block_bytes)
-        if packed < needed.bytes:
+        measured = content.bytes + _LINE_POINTER * (content.items or 0)
+        if measured < needed.content_bytes:
             # CREATE INDEX only puts more together than is so already.
-            live = replace(live, bytes=packed)
+            live = replace(live, bytes=int(needed.bytes * measured / needed.content_bytes))
     return _filled(found, content.method, live, content.dead_bytes, figures.fillfactor)
 
 
