@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from pglean.bloat.figures import Btree, Column
@@ -65,6 +65,8 @@ class Needed:
     bytes: int
     #: What of it are rows or entries, with their line pointers.
     content_bytes: int
+    #: Of a B-tree: entries, where a posting list is one.
+    items: float = 0.0
 
 
 def aligned(size: float, to: int = _MAX_ALIGN) -> int:
@@ -257,7 +259,8 @@ def btree(entries: float, index: Btree, width: Width, fillfactor: int, block_byt
         uniform = width.uniform and lists.single_bytes > 0.99 * lists.bytes
         spare = max(mean - width.mean_bytes, 0.0)
         leaves += lists.items / _per_page(Width(mean, uniform), fillfactor, spare, block_bytes)
-    return _tree(leaves, lists.content_bytes, width.mean_bytes, block_bytes)
+    needed = _tree(leaves, lists.content_bytes, width.mean_bytes, block_bytes)
+    return replace(needed, items=lists.items + lists.many_items)
 
 
 def _groups(entries: float, index: Btree) -> list[tuple[float, float]]:
@@ -311,8 +314,8 @@ class _Lists:
         self._rows = max(int((most - key_bytes) // _TID), 1)
         #: Of keys with few rows: entries and lists with their line pointers, and what of that are single entries.
         self.items = self.bytes = self.single_bytes = 0.0
-        #: Leaves of keys with many rows.
-        self.leaves = 0.0
+        #: Leaves of keys with many rows, and their lists.
+        self.leaves = self.many_items = 0.0
         #: All of it.
         self.content_bytes = 0.0
 
@@ -357,6 +360,7 @@ class _Lists:
         share = keys / tried
         self.content_bytes += share * sum(sizes)
         self.leaves += share * self._leaves(sizes)
+        self.many_items += share * len(sizes)
 
     def _leaves(self, sizes: Sequence[float]) -> float:
         """How many leaves CREATE INDEX makes of these items, the last one in part."""

@@ -17,6 +17,9 @@ _LINE_POINTER = 4
 _PAGE_HEADER = 24
 #: From so many rows on, and such a share of all, that were written since, statistics are old.
 _FEW_ROWS, _STALE = 1000, 0.2
+#: Up to so many entries for each that is to be expected equal keys are put together; unless there is so much more of
+#: them that many must be of dead rows.
+_TOGETHER, _MUCH_MORE = 1.1, 1.25
 #: Bytes of a pointer to a value in the TOAST table.
 _POINTER_BYTES = 18
 #: What values of a column that are not in the TOAST table may take in the mean, where others are.
@@ -244,8 +247,9 @@ def _measured_index(
     if btree.deduplicated:
         # An item that was measured by itself has a line pointer, of which it knows nothing.
         measured = content.bytes + _LINE_POINTER * (content.items or 0)
-        if measured < needed.content_bytes:
-            # CREATE INDEX only puts more together than is so already.
+        together = content.items is not None and content.items <= _TOGETHER * needed.items
+        if measured < needed.content_bytes or (together and measured < _MUCH_MORE * needed.content_bytes):
+            # CREATE INDEX only puts more together than is so already; where equal keys are together, nothing more.
             live = replace(live, bytes=int(needed.bytes * measured / needed.content_bytes))
     return _filled(found, content.method, live, content.dead_bytes, figures.fillfactor)
 
