@@ -5,6 +5,7 @@ One database with tables of many kinds is looked at by every method, then each o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import LiteralString
 
@@ -178,6 +179,51 @@ def usual_estimate(db: Database) -> dict[tuple[str, str, str], int]:
         """
     )
     return {(table, kind, name): int(size) for table, kind, name, size in rows}
+
+
+def test_extended_statistics(db: Database) -> None:
+    with db.connect() as session:
+        session.execute("CREATE TABLE pairs (a int, b int)")
+        session.execute("INSERT INTO pairs SELECT g / 40, g / 80 FROM generate_series(1, 40000) AS g")
+        session.execute("CREATE INDEX pairs_idx ON pairs (b, a)")
+    db.execute("ANALYZE pairs")
+
+    def said() -> RelationBloat:
+        with pglean.connect(db.conninfo) as database:
+            ((table,)) = database.bloat(["pairs"], method="estimate")
+        return table.indexes[0]
+
+    real = int(db.scalar("SELECT pg_relation_size('pairs_idx')"))
+    # As if both were independent, nearly each pair would be another one.
+    assert off(said(), real) > 1
+    db.execute("CREATE STATISTICS pairs_stats (ndistinct) ON a, b FROM pairs; ANALYZE pairs")
+    assert off(said(), real) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.newest
+def test_a_database_of_many_relations(db: Database) -> None:
+    insert = "INSERT INTO t%s SELECT g, ''x'', mod(g, 3), now() FROM generate_series(1, 10) AS g"
+    for begin in range(0, 5000, 500):
+        db.execute(
+            f"""
+            DO $$ BEGIN
+                FOR i IN {begin} .. {begin + 499} LOOP
+                    EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY, a text, b int, c timestamptz)', i);
+                    EXECUTE format('CREATE INDEX ON t%s (b)', i);
+                    EXECUTE format('{insert}', i);
+                END LOOP;
+            END $$
+            """
+        )
+    db.execute("ANALYZE")
+    with pglean.connect(db.conninfo) as database:
+        begun = time.monotonic()
+        found = database.bloat(method="estimate")
+        # 25,000 relations with their TOAST tables and indexes.
+        assert time.monotonic() - begun < 15
+    assert len(found) == 5000
+    assert all(table.bloat is not None for table in found)
 
 
 def test_what_a_repack_leaves(db: Database) -> None:

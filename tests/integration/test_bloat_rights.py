@@ -166,6 +166,17 @@ def test_other_access_methods_and_partial_indexes(items: Database) -> None:
     assert part.after_bytes == pytest.approx(part.bytes, rel=0.1)
 
 
+def test_materialized_views(items: Database) -> None:
+    items.execute("ALTER TABLE items RENAME TO rows; CREATE MATERIALIZED VIEW items AS SELECT * FROM rows")
+    items.execute("ANALYZE items")
+    found = bloat(items)
+    # 107 rows to a page.
+    assert found.heap.after_bytes == pytest.approx(10000 / 107 * 8192, rel=0.1)
+    assert found.notes == ("not sampled: only tables are sampled",)
+    items.execute("CREATE EXTENSION pgstattuple")
+    assert bloat(items, method="exact").heap.method is Method.EXACT
+
+
 def test_partitions(db: Database) -> None:
     db.execute("CREATE SCHEMA other; CREATE TABLE items (id int PRIMARY KEY, note text) PARTITION BY RANGE (id)")
     db.execute("CREATE TABLE other.low PARTITION OF items FOR VALUES FROM (0) TO (10000) PARTITION BY RANGE (id)")

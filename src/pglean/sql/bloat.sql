@@ -95,11 +95,19 @@ SELECT i.indrelid, i.indexrelid, c.relname, am.amname,
                OR NOT EXISTS (SELECT FROM pg_amproc p WHERE p.amprocfamily = oc.opcfamily AND p.amprocnum = 4
                                AND p.amproclefttype = oc.opcintype AND p.amprocrighttype = oc.opcintype)),
        -- Extended statistics of exactly these columns.
-       (SELECT (d.value)::float8
-          FROM pg_stats_ext x, jsonb_each_text(x.n_distinct::text::jsonb) AS d
+       (SELECT d.keys
+          FROM pg_stats_ext x
+         CROSS JOIN LATERAL (SELECT x.n_distinct::text::jsonb) AS j(said)
+         -- {"1, 2": 30}; since 19 [{"attributes": [1, 2], "ndistinct": 30}].
+         CROSS JOIN LATERAL (
+             SELECT key, value::float8 FROM jsonb_each_text(CASE jsonb_typeof(j.said) WHEN 'object' THEN j.said ELSE '{}' END)
+             UNION ALL
+             SELECT e ->> 'attributes', (e ->> 'ndistinct')::float8
+               FROM jsonb_array_elements(CASE jsonb_typeof(j.said) WHEN 'array' THEN j.said ELSE '[]' END) AS e) AS d(columns, keys)
+         CROSS JOIN LATERAL (SELECT string_to_array(translate(d.columns, '[] ', ''), ',')::int2[]) AS s(columns)
          WHERE i.indnkeyatts > 1 AND i.indexprs IS NULL AND x.n_distinct IS NOT NULL
            AND x.schemaname = tn.nspname AND x.tablename = t.relname
-           AND string_to_array(d.key, ', ')::int2[] @> i.indkey::int2[] AND string_to_array(d.key, ', ')::int2[] <@ i.indkey::int2[]
+           AND s.columns @> i.indkey::int2[] AND s.columns <@ i.indkey::int2[]
          LIMIT 1)
   FROM unnest(%(oids)s::oid[]) AS wanted(oid)
   JOIN pg_index i ON i.indrelid = wanted.oid AND i.indislive
