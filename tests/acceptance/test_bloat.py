@@ -106,6 +106,7 @@ def test_what_is_left_out(run: Run) -> None:
     ("arguments", "message"),
     [
         (("-t", "absent"), 'relation "absent" does not exist'),
+        (("-t", "items_pkey"), "items_pkey: there is no table that holds rows"),
         (("-c", "absent"), "no schema matches absent"),
         (("--min-bloat", "much"), "invalid value for option --min-bloat: much"),
         (("--min-bloat", "130%"), "invalid value for option --min-bloat: 130%"),

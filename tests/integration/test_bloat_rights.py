@@ -76,11 +76,11 @@ def test_row_security(items: Database, plain_role: str) -> None:
 def test_the_extension(items: Database, plain_role: str) -> None:
     with pytest.raises(Refused, match="method exact is not to be had: the extension pgstattuple is not installed"):
         bloat(items, method="exact")
-    items.execute('CREATE SCHEMA "Odd Place"; CREATE EXTENSION pgstattuple SCHEMA "Odd Place"')
+    items.execute('CREATE SCHEMA "Odd %s"; CREATE EXTENSION pgstattuple SCHEMA "Odd %s"')
     assert bloat(items, method="exact").heap.method is Method.EXACT
     with pytest.raises(Refused, match="may not call the functions of pgstattuple"):
         bloat(items, user=plain_role, method="approx")
-    items.execute(sql.SQL('GRANT USAGE ON SCHEMA "Odd Place" TO {}').format(sql.Identifier(plain_role)))
+    items.execute(sql.SQL('GRANT USAGE ON SCHEMA "Odd %s" TO {}').format(sql.Identifier(plain_role)))
     items.execute(sql.SQL("GRANT pg_stat_scan_tables TO {}").format(sql.Identifier(plain_role)))
     try:
         # That role reads no rows, and may yet count them.

@@ -76,11 +76,11 @@ def _call(server: Server, conn: Connection, function: str, oid: int, columns: Se
             if (schema := _functions(conn).get(function)) is None:
                 return f"{function} is no longer there"
             row = conn.execute(
-                sql.SQL("SELECT {columns} FROM {function}(%s::pg_catalog.oid::pg_catalog.regclass)").format(
+                sql.SQL("SELECT {columns} FROM {function}({oid}::pg_catalog.oid::pg_catalog.regclass)").format(
+                    oid=sql.Literal(oid),
                     columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
                     function=sql.Identifier(schema, function),
-                ),
-                (oid,),
+                )
             ).fetchone()
             return "nothing was returned" if row is None else row
     except pg.LockNotAvailable:

@@ -26,15 +26,19 @@ def read(server: Server, conn: Connection, oids: list[int] | None, schemas: list
     Locks: ACCESS SHARE on each, for the moment in which its size is read; nobody is waited for longer than 200 ms.
     Raises `LockNotObtained` where relations are locked again and again between the look at the locks and that at them.
     """
-    for _ in range(_ATTEMPTS):
+    for attempt in range(1, _ATTEMPTS + 1):
         server.check()
         try:
             with transaction(conn):
                 conn.execute("SELECT set_config('lock_timeout', %s, true)", (f"{_LOCK_TIMEOUT_MS}ms",))
                 return _read(conn, oids, schemas)
-        except (pg.LockNotAvailable, pg.DeadlockDetected, pg.InternalError_):
-            # Locked, or an index dropped, between the look at the locks and that at the relation.
+        except (pg.LockNotAvailable, pg.DeadlockDetected):
+            # Locked between the look at the locks and that at the relation.
             continue
+        except pg.InternalError_:
+            # Dropped between the look at the catalog and that at the relation; or something is broken.
+            if attempt == _ATTEMPTS:
+                raise
     raise LockNotObtained(
         "sizes cannot be read: relations are being locked all the time", hint="Try again, or name tables with -t."
     )

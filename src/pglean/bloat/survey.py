@@ -110,7 +110,13 @@ def figures_of(server: Server, conn: Connection, request: Request) -> list[Table
     oids = None
     if wanted.tables:
         oids = [oid for name in wanted.tables for oid in selection.oids(server, conn, name)]
-    return statistics.read(server, conn, oids, schemas)
+    found = statistics.read(server, conn, oids, schemas)
+    if wanted.tables and not found:
+        raise UsageError(
+            f"{', '.join(wanted.tables)}: there is no table that holds rows",
+            hint="Name tables, materialized views, or partitioned tables; indexes are told of with their table.",
+        )
+    return found
 
 
 def _candidates(found: Sequence[Table], tables: dict[int, TableBloat]) -> list[Table]:

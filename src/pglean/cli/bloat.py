@@ -157,8 +157,12 @@ def _write(path: str, text: str) -> None:
 
 def _maps(database: Database, found: Bloat, top: int) -> list[Density]:
     """Of the tables that are shown, in their order; of each partition."""
-    tables = [table.qualified_name for table in found.tables[:top]]
-    return [density for table in tables for density in database.density([table], cells=_MAP_CELLS)]
+    maps: list[Density] = []
+    for table in found.tables[:top]:
+        # What was dropped meanwhile has none.
+        with contextlib.suppress(UsageError):
+            maps += database.density([table.qualified_name], cells=_MAP_CELLS)
+    return maps
 
 
 @contextlib.contextmanager
