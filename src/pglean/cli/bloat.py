@@ -54,7 +54,7 @@ _SHOWN = Section("What is shown")
     type=click.Choice([AUTO, *(method.value for method in (Method.ESTIMATE, Method.APPROX, Method.EXACT))]),
     default=AUTO,
     show_default=True,
-    help="By statistics; by pgstattuple_approx; by pgstattuple; or by statistics for all, closer for the worst.",
+    help="By statistics, and closer for the worst; by statistics; by pgstattuple_approx; by pgstattuple.",
 )
 @_HOW.option(
     "--max-scan",
