@@ -23,8 +23,8 @@ from pglean.selection import Chosen
 from pglean.version import __version__
 
 __all__ = [
-    "Capture",
     "Bloat",
+    "Capture",
     "Chosen",
     "Database",
     "Density",

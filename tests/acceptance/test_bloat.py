@@ -143,7 +143,7 @@ def test_a_map(stage: Stage, run: Run) -> None:
     lines = out.splitlines()
     begin = lines.index('public."[red] Table"')
     assert set(lines[begin + 1].strip()) == {"·"}
-    assert "% full, 1.7 MB, a cell for 8.0 kB" in out
+    assert "% full, 1.7 MB, a cell for 8 kB" in out
     assert "(from the sample); from empty to full: · ░ ▒ ▓ █" in out
     assert lines[lines.index("public.unknown") + 1] == "it is empty"
     assert run("bloat", "--map", "--json")[0] == 2

@@ -24,9 +24,9 @@ from pglean.cli.density_map import density_map
 from pglean.cli.display import console
 from pglean.cli.reindex import names
 from pglean.cli.sections import Section, SectionedCommand
+from pglean.disk import bytes_text
 from pglean.errors import PgleanError, UsageError
 from pglean.options import size_bytes
-from pglean.report import bytes_text
 
 #: So many tables are listed for people who have not said how many.
 _TOP = 20

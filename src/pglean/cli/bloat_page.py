@@ -14,7 +14,8 @@ from importlib.resources import files
 
 from pglean.bloat.density import Density
 from pglean.bloat.finding import Bloat, TableBloat
-from pglean.report import bytes_text, counted
+from pglean.disk import bytes_text
+from pglean.report import counted
 
 _WIDTH, _HEIGHT = 1000.0, 460.0
 #: Tables with less than this share of all are drawn as one.

@@ -12,7 +12,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from pglean.bloat.finding import Bloat, RelationBloat, TableBloat
-from pglean.report import bytes_text, counted
+from pglean.disk import bytes_text
+from pglean.report import counted
 
 #: From which share on a table is marked.
 _BAD, _VERY_BAD = 0.3, 0.5

@@ -8,7 +8,7 @@ from rich.style import Style
 from rich.text import Text
 
 from pglean.bloat.density import Density
-from pglean.report import bytes_text
+from pglean.disk import bytes_text
 
 #: From empty to full.
 _SHADES = "·░▒▓█"
