@@ -10,12 +10,13 @@ import pytest
 from psycopg import sql
 
 import pglean
+from pglean import pausepoint
 from pglean.capture import decoder
-from pglean.errors import ConnectionLost, Paused, TableChanged
+from pglean.errors import ConnectionLost, LockNotObtained, Paused, PgleanError, TableChanged
 from pglean.result import Result
-from pglean.rewrite import copy
+from pglean.rewrite import copy, watch
 from pglean.rewrite import job as jobs
-from pglean.server import Connection
+from pglean.server import Connection, scalar
 from tests.faults.test_client import stopped
 from tests.faults.test_right_of_way import take
 from tests.servers import Database
@@ -181,6 +182,83 @@ def test_triggers_off_and_on_during_the_copy(keyless: Stage) -> None:
 
     outcome = repack(keyless, Fault("copy: before a chunk", switch, occurrence=2), jobs=1)
     assert isinstance(outcome, Result), outcome
+    keyless.check()
+
+
+# ---- a client that hangs, while others go on with its run
+
+
+@pytest.fixture
+def unwatched(keyless: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that hangs does not notice what has become of its sessions; no unique index keeps its rows out."""
+    keyless.db.execute("DROP INDEX items_code_idx")
+    monkeypatch.setattr(watch, "_INTERVAL_S", 600)
+    monkeypatch.setattr(jobs, "_LAST_WORDS", "300ms")
+
+
+def _terminate(stage: Stage, pattern: str) -> None:
+    assert stage.db.scalar(
+        "SELECT bool_and(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity"
+        " WHERE application_name ~ %s AND datname = current_database()",
+        (pattern,),
+    )
+
+
+def _gone_on_with(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> BaseException | None:
+    """By another client, which copies all in one chunk, and is cut off then; returns what came of it."""
+    monkeypatch.setattr(copy, "_FIRST_BLOCKS", 1 << 17)
+    before = set(stage.sessions())
+
+    def cut_off() -> None:
+        for pid in set(stage.sessions()) - before:
+            stage.db.scalar("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+
+    with pausepoint.intercept("phase: catching up", cut_off), pglean.connect(stage.db.conninfo) as database:
+        try:
+            database.resume(1)
+        except PgleanError as error:
+            return error
+    return None
+
+
+@pytest.mark.usefixtures("unwatched")
+def test_hanging_client_keeps_its_snapshot(keyless: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody goes on with the run then, though it has lost the claim on the table."""
+    outcomes: list[BaseException | None] = []
+
+    def hang() -> None:
+        _terminate(keyless, "^pglean watch")
+        outcomes.append(_gone_on_with(keyless, monkeypatch))
+
+    repack(keyless, Fault("copy: before a chunk", hang, occurrence=3), jobs=1, verify="none")
+    assert [type(outcome) for outcome in outcomes] == [LockNotObtained], outcomes
+    keyless.write()
+    keyless.settle("resume")
+    keyless.check()
+
+
+@pytest.mark.usefixtures("unwatched")
+def test_hanging_client_has_lost_its_snapshot(keyless: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of its that was just begun goes nowhere: the copy is another's by then."""
+    outcomes: list[BaseException | None] = []
+    checked = jobs.check_current
+    chunks = [0]
+
+    def check(conn: Connection, job: jobs.Job) -> None:
+        if not outcomes and scalar(conn, "SELECT current_setting('transaction_isolation')") == "repeatable read":
+            chunks[0] += 1
+            if chunks[0] == 3:
+                outcomes.append(None)
+                _terminate(keyless, "^pglean (watch|.* snapshot$)")
+                outcomes[0] = _gone_on_with(keyless, monkeypatch)
+        checked(conn, job)
+
+    monkeypatch.setattr(jobs, "check_current", check)
+    outcome = repack(keyless, jobs=1, verify="none")
+    assert [type(other) for other in outcomes] == [ConnectionLost], outcomes
+    assert isinstance(outcome, PgleanError), outcome
+    keyless.write()
+    keyless.settle("resume")
     keyless.check()
 
 

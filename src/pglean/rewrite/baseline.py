@@ -38,7 +38,8 @@ def held(run: Run) -> Iterator[None]:
 
     On exit: the records that it sees are gone, or, where the block raises, all that was copied is worth nothing.
     On entry and exit: no transaction of the control session. No lock on the table.
-    Raises `ConnectionLost` where the session that holds the snapshot was lost.
+    Raises `ConnectionLost` where the session that holds the snapshot was lost, `TakenOver` where another session has
+    gone on with the run; in the block, none can.
     """
     if jobs.chunks(run.control, run.job.id):
         run.reporter.message(
@@ -52,6 +53,10 @@ def held(run: Run) -> Iterator[None]:
             run.baseline = scalar(conn, "SELECT pg_catalog.pg_export_snapshot()")
 
         run.settled(take)
+        # What C sees of the run stays as it was, whoever goes on with it. So nobody may, as long as C lives: a chunk of
+        # ours that comes late would go into his copy. Whether somebody has, up to then, another session knows.
+        jobs.check_current(conn, run.job)
+        jobs.check_current(run.control, run.job)
         run.reach("copy: snapshot taken")
         if run.job.order is None:
             # Only now: of what was added since the capture is on, the snapshot sees what was committed by then.
@@ -69,7 +74,6 @@ def held(run: Run) -> Iterator[None]:
         finally:
             run.baseline = None
         run.reach("copy: before the snapshot is let go")
-        jobs.check_current(conn, run.job)
         conn.execute(sql.SQL("DELETE FROM {}").format(run.job.changes))
 
 

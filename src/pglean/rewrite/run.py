@@ -324,7 +324,9 @@ class Run:
             snapshot=self.baseline,
             look=self.control,
         ):
+            # From here on nobody else goes on with the run. Whether somebody has, the snapshot is too old to show.
             jobs.check_current(conn, self.job)
+            jobs.check_current(self.control, self.job)
             with contextlib.suppress(IndexesChanged):
                 check_fingerprint(self.control, self.table, self.job.fingerprint)
             self.capture.check(self.control, self.capture_identity)
