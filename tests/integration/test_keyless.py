@@ -169,6 +169,50 @@ def test_row_that_comes_and_goes(db: Database) -> None:
     repack(db, "t", during=(changes, changes, changes))
 
 
+def test_index_of_images_is_rebuilt_in_another_encoding(db: Database, owner: str) -> None:
+    """By REINDEX DATABASE, say; the hash of a row stays what it was."""
+    db.execute(
+        f"""
+        CREATE TABLE t (n int, v text); INSERT INTO t SELECT g, 'ä' || g FROM generate_series(1, 100) g;
+        ALTER TABLE t OWNER TO "{owner}";
+        """
+    )
+    rebuild = script(
+        "SET client_encoding TO 'LATIN1'; REINDEX INDEX pglean.images_1; SET client_encoding TO 'UTF8'",
+        "DELETE FROM t WHERE n < 40",
+    )
+    repack(db, "t", during=(script(), rebuild))
+
+
+def test_functions_are_not_for_everybody_by_default(db: Database, owner: str) -> None:
+    db.execute(
+        f"""
+        ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+        CREATE TABLE t (n int, v text); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 100) g;
+        ALTER TABLE t OWNER TO "{owner}";
+        """
+    )
+    changes = script("DELETE FROM t WHERE n = 4", "INSERT INTO t VALUES (4, 'w')")
+    repack(db, "t", during=(changes, changes))
+
+
+def test_type_gets_an_attribute_meanwhile(db: Database, owner: str) -> None:
+    """The image of a value stays what it was; how it is sent does not."""
+    db.execute(
+        f"""
+        CREATE TYPE pair AS (n int, v text); CREATE DOMAIN pairs AS pair[];
+        CREATE TABLE t (n int, p pair, ps pairs);
+        INSERT INTO t SELECT g % 50, ROW(g % 20, 'v')::pair, ARRAY[ROW(g, 'w')::pair] FROM generate_series(1, 100) g;
+        ALTER TABLE t OWNER TO "{owner}"; ALTER TYPE pair OWNER TO "{owner}";
+        """
+    )
+    changes = script("UPDATE t SET n = 7 WHERE (p).n = 9")
+    alter = script(
+        "ALTER TYPE pair ADD ATTRIBUTE more int CASCADE", "DELETE FROM t WHERE (p).n = 5", "UPDATE t SET n = -n"
+    )
+    repack(db, "t", during=(script("DELETE FROM t WHERE (p).n = 3"), alter, changes), becomes=lambda _: definition(db))
+
+
 def test_copy_that_lacks_a_row(db: Database) -> None:
     """Rows that are to be taken from the copy and are not there end the run, which is kept to be looked at."""
     db.execute("CREATE TABLE t (n int); INSERT INTO t SELECT g % 10 FROM generate_series(1, 100) g")

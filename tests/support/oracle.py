@@ -249,7 +249,7 @@ def assert_nothing_left(db: Database) -> None:
     left += db.fetchall(
         "SELECT 'function', p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
         " WHERE n.nspname = 'pglean' AND p.proname NOT IN"
-        " ('conceal_1', 'postpone_1', 'image_1', 'image_in_1', 'hash_1')"
+        " ('conceal_1', 'postpone_1', 'image_1', 'hash_1')"
     )
     left += db.fetchall(
         "SELECT 'trigger', t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"

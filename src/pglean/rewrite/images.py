@@ -58,8 +58,6 @@ class Hash:
 
     #: Of the stored columns, in their order: a value is hashed as it is sent (``send``), as an ``enum``, or not at all.
     ways: tuple[str, ...]
-    #: What sends a row: text must reach it as it is stored.
-    function: sql.Identifier
 
     @property
     def tells(self) -> bool:
@@ -75,16 +73,12 @@ class Hash:
             for value, way in zip(values, self.ways, strict=True)
             if way != "none"
         ]
-        return sql.SQL("pglean.hash_1({}(ROW({})), 0)").format(self.function, sql.SQL(", ").join(parts))
+        return sql.SQL("pglean.hash_1(pglean.image_1(ROW({})), 0)").format(sql.SQL(", ").join(parts))
 
 
 def _hash(run: Run, conn: Connection) -> Hash:
     ways: dict[int, str] = dict(conn.execute(query("images.hashing"), {"oid": run.table.oid}).fetchall())
-    as_stored = conn.info.parameter_status("server_encoding") == "UTF8"
-    return Hash(
-        tuple(ways.get(column.number, "none") for column in run.table.stored_columns),
-        sql.Identifier(SCHEMA, "image_1" if as_stored else "image_in_1"),
-    )
+    return Hash(tuple(ways.get(column.number, "none") for column in run.table.stored_columns))
 
 
 def _of_columns(alias: str, table_columns: Sequence[Column]) -> list[sql.Composable]:

@@ -112,16 +112,16 @@ SELECT pglean.conceal_1('pglean.slot', 'pglean.slot'::pg_catalog.regclass::oid);
 -- migration: 5
 -- The hash of a row's image, by which an index of the copy finds rows of tables without a key. It has to be a function of
 -- the image and of nothing else: values are hashed as their types send them, which no setting of a session changes, but
--- for the client's encoding; a parallel worker has none. Of a database in UTF8, sent to our sessions in UTF8, nothing is
--- converted; in others it is `image_in_1` that sees to that.
--- Whoever owns a table may execute them: its index is built and kept up with his rights. Nobody but us can name them.
-CREATE FUNCTION pglean.image_1(image record) RETURNS bytea
-LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'record_send';
-
+-- for the client's encoding. So that is the database's own here, whoever has the index rebuilt. (A parallel worker may not
+-- change it.)
+-- Whoever owns a table may execute them: its index is built and kept up with his rights. Nobody but us can name them. That
+-- is said though it is the default, which ALTER DEFAULT PRIVILEGES may have changed.
 SELECT pg_catalog.set_config('client_encoding', pg_catalog.getdatabaseencoding(), true);
-CREATE FUNCTION pglean.image_in_1(image record) RETURNS bytea
+CREATE FUNCTION pglean.image_1(image record) RETURNS bytea
 LANGUAGE internal IMMUTABLE STRICT PARALLEL UNSAFE SET client_encoding FROM CURRENT AS 'record_send';
 SELECT pg_catalog.set_config('client_encoding', 'UTF8', true);
 
 CREATE FUNCTION pglean.hash_1(image bytea, seed bigint) RETURNS bigint
 LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'hashvarlenaextended';
+
+GRANT EXECUTE ON FUNCTION pglean.image_1(record), pglean.hash_1(bytea, bigint) TO PUBLIC;
