@@ -7,8 +7,10 @@ snapshot, in whatever order the records are read.
 * An image is recorded value by value, each in a column of the very type that the table has it in: nothing is cast,
   and a domain's checks are not run. Without modifiers: where somebody makes a column wider, what is then written must
   not be too long for us.
-* What is compared is compared by image (``*=``), which calls no code of a type's owner. Where an UPDATE changed
-  nothing, nothing is recorded.
+* What is compared is compared by image (``*<>``), which calls no code of a type's owner. Where an UPDATE changed
+  nothing, nothing is recorded. Values are compared one by one, until one differs: for that they are unpacked, and all
+  of a row may not fit into the 1 GB that a value can have. First come those of fixed width, then what the others take
+  up as they are stored. That may differ for the same value too: of such records nothing is left when they are summed.
 * A value is out of line where it need be, whatever its column's storage is: beside the number there might be no room
   for it in the page that it filled.
 """
@@ -16,6 +18,7 @@ snapshot, in whatever order the records are read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from psycopg import sql
 
@@ -24,6 +27,10 @@ from pglean.table import Column
 
 #: pg_type.oid of what an image is counted by, a smallint.
 NUMBER_OID = 21
+
+#: Whether a value is not what it was: surely, or perhaps.
+_IMAGE: Final = "ROW(NEW.{0})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW(OLD.{0})::pg_catalog.record"
+_SIZE: Final = "pg_catalog.pg_column_size(NEW.{0}) OPERATOR(pg_catalog.<>) pg_catalog.pg_column_size(OLD.{0})"
 
 
 def definitions(columns: Sequence[Column]) -> list[sql.Composable]:
@@ -63,7 +70,17 @@ def bodies(changes: sql.Identifier, columns: Sequence[Column]) -> dict[str, sql.
             for column in columns
         )
 
+    def differs() -> sql.Composed:
+        fixed = [column for column in columns if column.width > 0]
+        longer = [column for column in columns if column.width <= 0]
+        tests = [
+            *((_IMAGE, column) for column in fixed),
+            *((test, column) for test in (_SIZE, _IMAGE) for column in longer),
+        ]
+        return sql.SQL(" OR ").join(sql.SQL(test).format(sql.Identifier(column.name)) for test, column in tests)
+
     parts = {
+        "differs": differs(),
         "changes": changes,
         "old": values("OLD"),
         "new": values("NEW"),
@@ -76,9 +93,7 @@ def bodies(changes: sql.Identifier, columns: Sequence[Column]) -> dict[str, sql.
             "insert": "BEGIN IF {new_retyped} THEN RETURN NULL; END IF;"
             " INSERT INTO {changes} VALUES (1, {new}); RETURN NULL; END",
             "update": "BEGIN IF {new_retyped} THEN RETURN NULL; END IF;"
-            " IF ROW({new})::pg_catalog.record OPERATOR(pg_catalog.*=) ROW({old})::pg_catalog.record"
-            " THEN RETURN NULL; END IF;"
-            " INSERT INTO {changes} VALUES (-1, {old}), (1, {new}); RETURN NULL; END",
+            " IF {differs} THEN INSERT INTO {changes} VALUES (-1, {old}), (1, {new}); END IF; RETURN NULL; END",
             "delete": "BEGIN IF {old_retyped} THEN RETURN NULL; END IF;"
             " INSERT INTO {changes} VALUES (-1, {old}); RETURN NULL; END",
         }.items()
