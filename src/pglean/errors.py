@@ -9,6 +9,7 @@
     │   ├── CaptureGap         6   our triggers were off for a while; changes may be missing
     │   └── IndexesChanged     6   only its indexes, which a run takes up where it can
     ├── VerificationFailed     7   shadow and table differ; nothing was swapped
+    │   └── RowsMissing        7   the shadow lacks rows that changed, so it cannot be kept up any more
     ├── Interrupted            8   Ctrl-C, SIGTERM or SIGHUP
     │   ├── Aborted            8   `pglean abort`
     │   ├── Paused             8   `pglean pause`; the run is kept
@@ -144,6 +145,10 @@ class VerificationFailed(PgleanError):
     """Shadow and table differ. Nothing was swapped, the table is as it was; the run is kept, to be looked at."""
 
     exit_status = 7
+
+
+class RowsMissing(VerificationFailed):
+    """Rows without a key that changed are not in the shadow. It will not get better: the run is undone."""
 
 
 class Interrupted(PgleanError):

@@ -1,7 +1,8 @@
 """What becomes of a run that something has ended: it is kept, undone, or, after the swap, finished.
 
 Kept is what will pass by itself or was asked for: no lock in time, a lost connection, a full disk, a pause, a
-verification that failed (to be looked at). Its triggers go on recording, so nothing is lost; `resume` continues.
+verification that failed (to be looked at; but not where rows are missing in the copy that are needed to go on). Its
+triggers go on recording, so nothing is lost; `resume` continues.
 Everything else is undone to the last object, by a session of its own, which finds what the run has made by its number.
 """
 
@@ -22,6 +23,7 @@ from pglean.errors import (
     LockNotObtained,
     Paused,
     PgleanError,
+    RowsMissing,
     TableChanged,
     TakenOver,
     VerificationFailed,
@@ -44,6 +46,8 @@ _KEPT = (LockNotObtained, ConnectionLost, DiskFull, Paused, VerificationFailed)
 def keeps(error: BaseException, options: Options) -> bool:
     """Whether a run that ends with this error is kept, if it has come to anything."""
     if not options.outlives_process:
+        return False
+    if isinstance(error, RowsMissing):
         return False
     return isinstance(error, _KEPT) or (options.keep and type(error) is Interrupted)
 

@@ -32,7 +32,7 @@ from psycopg import sql
 
 from pglean import guard
 from pglean.capture.images import place
-from pglean.errors import VerificationFailed
+from pglean.errors import RowsMissing
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.run import Run
@@ -137,7 +137,7 @@ def _index_name(run: Run) -> str:
 def remove(run: Run, conn: Connection, worker: str) -> None:
     """Take the rows from the copy that there are fewer of now.
 
-    On entry: the transaction of a refresh. Raises `VerificationFailed` where the copy has not got them.
+    On entry: the transaction of a refresh. Raises `RowsMissing` where the copy has not got them.
     """
     hashed = _hash(run, conn)
     table_columns = run.table.stored_columns
@@ -162,10 +162,10 @@ def remove(run: Run, conn: Connection, worker: str) -> None:
     missing = guard.execute(conn, run.table, worker, lambda _: statement)
     conn.execute(query("images.settings_back"))
     if missing:
-        raise VerificationFailed(
+        raise RowsMissing(
             f"{missing} rows that were changed or deleted in {run.table.qualified_name} are not in its copy",
-            detail="Nothing was swapped; the table is as it was.",
-            hint="This is a bug of pglean: report it.",
+            detail="Nothing was swapped.",
+            hint="Check the table with pg_amcheck; if it is sound, this is a bug of pglean: report it.",
         )
 
 
