@@ -14,9 +14,9 @@ and, within it, by ``*<``: both work on images, call no code of a type's owner, 
 The hash is only to find rows of the copy, by an index on it; it has to be a function of the image, no more. What cannot
 be sent in binary is left out of it; if nothing is left of a row, each one is a candidate: slow, and right.
 
-A refresh takes away before it adds: unique values (in indexes over columns that may be NULL, or over a part of the
-rows) may wander between rows as they like. Rows that were to be taken away must be there, in full number: else the run
-ends.
+A refresh is one statement, so that classes are made out once. It takes away before it adds: unique values (in indexes
+over columns that may be NULL, or over a part of the rows) may wander between rows as they like. Rows that were to be
+taken away must be there, in full number: else the run ends.
 
 Everything here that reads the table or the copy is done under the guard; the index on the copy, which belongs to the
 table's owner, is built and kept up with his rights.
@@ -48,7 +48,7 @@ _CLASSES: Final = sql.SQL(
     " FROM counted WINDOW w AS (ORDER BY h, image USING OPERATOR(pg_catalog.*<))),"
     " numbered AS (SELECT place, n, h, sum(first)"
     " OVER (ORDER BY h, image USING OPERATOR(pg_catalog.*<) ROWS UNBOUNDED PRECEDING) AS class FROM marked),"
-    " net AS (SELECT h, min(place) AS place, sum(n) AS number FROM numbered GROUP BY class, h HAVING sum(n) <> 0)"
+    " classes AS (SELECT h, min(place) AS place, sum(n) AS number FROM numbered GROUP BY class, h HAVING sum(n) <> 0)"
 )
 
 
@@ -134,29 +134,44 @@ def _index_name(run: Run) -> str:
 # ---- refresh
 
 
-def remove(run: Run, conn: Connection, worker: str) -> None:
-    """Take the rows from the copy that there are fewer of now.
+def take_over(run: Run, conn: Connection, worker: str) -> None:
+    """Take the rows from the copy that there are fewer of now, and add those that there are more of.
 
-    On entry: the transaction of a refresh. Raises `RowsMissing` where the copy has not got them.
+    On entry: the transaction of a refresh. Raises `RowsMissing` where the copy has not got what is to be taken from it.
     """
     hashed = _hash(run, conn)
     table_columns = run.table.stored_columns
     recorded, copied = _of_records("r", table_columns), _of_columns("s", table_columns)
+    names, _ = columns(run.table)
+    named = sql.SQL(", ").join(
+        sql.SQL("{} AS {}").format(value, sql.Identifier(column.name))
+        for value, column in zip(recorded, table_columns, strict=True)
+    )
     statement = sql.SQL(
-        "WITH {classes},"
+        "WITH {recorded}, {classes}, net AS (SELECT h, place, n AS number FROM told WHERE many = 1"
+        " UNION ALL SELECT h, place, number FROM classes),"
         " doomed AS (SELECT found.place FROM net AS k JOIN {changes} AS r ON r.ctid = k.place CROSS JOIN LATERAL"
         " (SELECT s.ctid AS place FROM {shadow} AS s"
         " WHERE {hash} = k.h AND {image} OPERATOR(pg_catalog.*=) {gone} LIMIT greatest(-k.number, 0)) AS found"
         " WHERE k.number < 0),"
-        " removed AS (DELETE FROM {shadow} AS s WHERE s.ctid = ANY (ARRAY(SELECT place FROM doomed)) RETURNING 1)"
+        " removed AS (DELETE FROM {shadow} AS s USING doomed WHERE s.ctid = doomed.place RETURNING 1),"
+        # To know how many were removed, all must have been: none is added before.
+        " added AS (INSERT INTO {shadow} ({names}) SELECT {values}"
+        " FROM (SELECT {named} FROM net AS k JOIN {changes} AS r ON r.ctid = k.place"
+        " CROSS JOIN generate_series(1, k.number) WHERE k.number > 0) AS t"
+        " WHERE (SELECT count(*) FROM removed) >= 0)"
         " SELECT coalesce((SELECT sum(-number) FROM net WHERE number < 0), 0)::bigint - (SELECT count(*) FROM removed)"
     ).format(
-        classes=_recorded(run, hashed),
+        recorded=_recorded(run, hashed),
+        classes=_CLASSES,
         changes=run.job.changes,
         shadow=run.job.shadow,
         hash=hashed.of(copied),
         image=_image(copied),
         gone=_image(recorded),
+        names=names,
+        values=run.job.layout.values(),
+        named=named,
     )
     conn.execute(query("images.settings"))
     missing = guard.execute(conn, run.table, worker, lambda _: statement)
@@ -169,35 +184,18 @@ def remove(run: Run, conn: Connection, worker: str) -> None:
         )
 
 
-def add(run: Run, conn: Connection, worker: str) -> None:
-    """Add the rows to the copy that there are more of now. On entry: `remove` was done in the same transaction."""
-    table_columns = run.table.stored_columns
-    names, _ = columns(run.table)
-    named = sql.SQL(", ").join(
-        sql.SQL("{} AS {}").format(value, sql.Identifier(column.name))
-        for value, column in zip(_of_records("r", table_columns), table_columns, strict=True)
-    )
-    statement = sql.SQL(
-        "INSERT INTO {shadow} ({names}) WITH {classes} SELECT {values}"
-        " FROM (SELECT {named} FROM net AS k JOIN {changes} AS r ON r.ctid = k.place"
-        " CROSS JOIN generate_series(1, k.number) WHERE k.number > 0) AS t"
-    ).format(
-        shadow=run.job.shadow,
-        names=names,
-        classes=_recorded(run, _hash(run, conn)),
-        values=run.job.layout.values(),
-        named=named,
-        changes=run.job.changes,
-    )
-    guard.execute(conn, run.table, worker, lambda _: statement)
-
-
 def _recorded(run: Run, hashed: Hash) -> sql.Composed:
-    """The classes of the records that the transaction's snapshot sees."""
+    """The records that the transaction's snapshot sees, as `told` by their hash; with images where that is of several.
+
+    So what is sorted has long values in it only where the same row, or one of the same hash, was recorded again.
+    """
     values = _of_records("r", run.table.stored_columns)
     return sql.SQL(
-        "counted AS (SELECT r.ctid AS place, r.n, {hash} AS h, {image} AS image FROM {changes} AS r), {classes}"
-    ).format(hash=hashed.of(values), image=_image(values), changes=run.job.changes, classes=_CLASSES)
+        "hashed AS MATERIALIZED (SELECT r.ctid AS place, r.n, {hash} AS h FROM {changes} AS r),"
+        " told AS (SELECT place, n, h, count(*) OVER (PARTITION BY h) AS many FROM hashed),"
+        " counted AS (SELECT k.place, k.n, k.h, {image} AS image FROM told AS k"
+        " JOIN {changes} AS r ON r.ctid = k.place WHERE k.many > 1)"
+    ).format(hash=hashed.of(values), image=_image(values), changes=run.job.changes)
 
 
 # ---- verification
@@ -218,7 +216,7 @@ def different(run: Run) -> int:
             "WITH counted AS"
             " (SELECT t.{tid} AS place, 1 AS n, {table_hash} AS h, {table_image} AS image FROM {table} AS t"
             " UNION ALL SELECT s.ctid, -1, {copy_hash}, {copy_image} FROM {shadow} AS s),"
-            " {classes} SELECT count(*) FROM net"
+            " {classes} SELECT count(*) FROM classes"
         ).format(
             tid=source.tid,
             table=source.relation,

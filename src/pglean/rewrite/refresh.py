@@ -155,7 +155,7 @@ def within(run: Run, conn: Connection, records: int, hold: Hold | None = None) -
     """
     if records == 0:
         return 0
-    acts = (images.remove, images.add) if run.table.key is None else (_delete, _insert)
+    acts = (images.take_over,) if run.table.key is None else (_delete, _insert)
     for act in acts:
         if hold is not None:
             hold.limit()
