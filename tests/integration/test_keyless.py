@@ -213,6 +213,27 @@ def test_type_gets_an_attribute_meanwhile(db: Database, owner: str) -> None:
     repack(db, "t", during=(script("DELETE FROM t WHERE (p).n = 3"), alter, changes), becomes=lambda _: definition(db))
 
 
+def test_what_is_not_hashed_is_warned_of(db: Database) -> None:
+    db.execute(
+        """
+        CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TYPE pair AS (m int, n int); CREATE DOMAIN dm AS mood;
+        CREATE TABLE t (n int, m mood, ms mood[], p pair, "Q" pair[], d dm, a aclitem, ns int[]);
+        CREATE TABLE all_alike (p pair); CREATE TABLE each_different (m mood, ms mood[]);
+        """
+    )
+
+    def warned(table: str) -> list[str]:
+        with pglean.connect(db.conninfo) as database:
+            return [str(finding) for finding in database.plan(table).warnings if finding.code == "hash"]
+
+    (warning,) = warned("t")
+    assert 'are found without looking at p, "Q", d, a\n' in warning
+    assert "rows that differ in nothing else are read" in warning
+    (warning,) = warned("all_alike")
+    assert "all rows are read" in warning
+    assert warned("each_different") == []
+
+
 def test_copy_that_lacks_a_row(db: Database) -> None:
     """Rows that are to be taken from the copy and are not there end the run, which is kept to be looked at."""
     db.execute("CREATE TABLE t (n int); INSERT INTO t SELECT g % 10 FROM generate_series(1, 100) g")

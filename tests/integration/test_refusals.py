@@ -118,6 +118,14 @@ def test_too_many_columns(db: Database) -> None:
         database.repack("t")
 
 
+def test_values_that_may_fill_their_page(db: Database) -> None:
+    """Of a type whose values are never moved out of it, however long they are."""
+    db.execute("CREATE TABLE t (n int, q tsquery); CREATE TABLE u (n int, q text)")
+    with pglean.connect(db.conninfo) as database:
+        assert [finding.code for finding in database.plan("t").warnings] == ["no-key", "wide-rows"]
+        assert [finding.code for finding in database.plan("u").warnings] == ["no-key"]
+
+
 KINDS = {
     "unlogged": Case("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", ("unlogged",)),
     "view": Case("CREATE VIEW t AS SELECT 1 AS id", ("kind",)),

@@ -59,6 +59,8 @@ class Facts:
     compression_exists: bool
     #: Whether the access method that is asked for is the server's own heap.
     method_is_heap: bool
+    #: Columns of a table without a key that are no part of its rows' hashes.
+    unhashed: tuple[str, ...]
     #: Invalid indexes of the table.
     invalid: tuple[Candidate, ...]
 
@@ -101,10 +103,16 @@ def gather(
         method_exists=layout[1],
         method_is_heap=layout[2],
         compression_exists=layout[3],
+        unhashed=_unhashed(conn, table) if ordinary and table.key is None else (),
         invalid=tuple(index for index in candidate.candidates(conn, table.oid) if not index.valid)
         if any(not index.valid for index in table.indexes)
         else (),
     )
+
+
+def _unhashed(conn: Connection, table: Table) -> tuple[str, ...]:
+    ways: dict[int, str] = dict(conn.execute(query("images.hashing"), {"oid": table.oid}).fetchall())
+    return tuple(column.name for column in table.stored_columns if ways.get(column.number) == "none")
 
 
 def _live_bytes(conn: Connection, server: Capabilities, table: Table) -> int | None:
@@ -268,10 +276,27 @@ def _key(facts: Facts) -> Iterator[Finding]:
         "Nor has it a valid unique index, without predicate or expression, over columns that are all NOT NULL. So its"
         " rows are told apart by all they hold: the copy holds one snapshot for as long as it takes, before which"
         " nothing in the database can be vacuumed away; an interrupted copy begins again; each change is recorded with"
-        " the whole row, an UPDATE with both; and a temporary index is built on the copy.",
+        " the whole row, an UPDATE with both; and a temporary index is built on the copy."
+        + (
+            " Long values are unpacked for that, and for --verify full written to temporary files so, several times"
+            " over: what that costs follows their size uncompressed."
+            if table.toast and table.toast.bytes
+            else ""
+        ),
         "A key spares all that: CREATE UNIQUE INDEX CONCURRENTLY …, or set its columns NOT NULL.",
         fatal=False,
     )
+    if facts.unhashed:
+        names = ", ".join(quote_name(name) for name in facts.unhashed)
+        alike = "all rows" if len(facts.unhashed) == len(columns) else "rows that differ in nothing else"
+        yield Finding(
+            "hash",
+            f"rows of {table.qualified_name} are found without looking at {names}",
+            f"Values of such a type cannot be hashed. For each row that is changed or deleted, {alike} are read in the"
+            " copy: with many of both, that takes very long.",
+            "Repack it while little is written to it, or add a key.",
+            fatal=False,
+        )
     if len(columns) >= _MOST_COLUMNS:
         yield Finding(
             "columns",
@@ -290,8 +315,10 @@ def _key(facts: Facts) -> Iterator[Finding]:
 
 
 def _least_width(column: Column) -> int:
-    """Bytes that a value takes up in its row, out of line if it can be, with padding."""
-    return _OUT_OF_LINE_BYTES if column.width < 0 else -(-column.width // 8) * 8
+    """Bytes that a value takes up in its row, out of line if it can be, with padding; if it cannot, it may take all."""
+    if column.width > 0:
+        return -(-column.width // 8) * 8
+    return _PAGE_BYTES + 1 if column.type_storage == "p" else _OUT_OF_LINE_BYTES
 
 
 #: Codes of findings that are not about the table: they refuse every one of the database.

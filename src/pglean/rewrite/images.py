@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, LiteralString
 
 from psycopg import sql
 
@@ -52,11 +52,18 @@ _CLASSES: Final = sql.SQL(
 )
 
 
+_HASHED: Final[dict[str, LiteralString]] = {
+    "enum": "pg_catalog.hashenumextended({}, 0)",
+    "enums": "pg_catalog.hash_array_extended({}, 0)",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Hash:
     """How the rows of a table are hashed."""
 
-    #: Of the stored columns, in their order: a value is hashed as it is sent (``send``), as an ``enum``, or not at all.
+    #: Of the stored columns, in their order: a value is hashed as it is sent (``send``), as an ``enum``, as an array of
+    #: ``enums``, or not at all (``none``).
     ways: tuple[str, ...]
 
     @property
@@ -69,7 +76,7 @@ class Hash:
         if not self.tells:
             return sql.SQL("0::bigint")
         parts = [
-            sql.SQL("pg_catalog.hashenumextended({}, 0)").format(value) if way == "enum" else value
+            sql.SQL(_HASHED[way]).format(value) if way in _HASHED else value
             for value, way in zip(values, self.ways, strict=True)
             if way != "none"
         ]
@@ -103,9 +110,6 @@ def index(run: Run) -> None:
     """
     hashed = _hash(run, run.control)
     if not hashed.tells:
-        run.reporter.message(
-            f"no column of {run.table.qualified_name} can be hashed: each change is looked for in all of the copy"
-        )
         return
 
     def build(conn: Connection, _: str) -> None:
