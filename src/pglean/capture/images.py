@@ -4,9 +4,10 @@ A row's image is all that the heap holds of it (generated stored columns too). O
 their number matters: so many of this image came, so many went. The sum tells what became of the table since any
 snapshot, in whatever order the records are read.
 
-* An image is recorded value by value, each in a column of the very type that the table has it in: nothing is cast,
-  and a domain's checks are not run. Without modifiers: where somebody makes a column wider, what is then written must
-  not be too long for us.
+* An image is recorded value by value, each in a column of the very type that the table has it in: nothing is cast, and
+  a domain's checks are not run. (Recorded as what the domain is over, they would be when the row is added to the copy,
+  and a constraint that is NOT VALID would refuse what the table has.) Without modifiers: where somebody makes a column
+  wider, what is then written must not be too long for us.
 * What is compared is compared by image (``*<>``), which calls no code of a type's owner. Where an UPDATE changed
   nothing, nothing is recorded. Values are compared one by one, until one differs: for that they are unpacked, and all
   of a row may not fit into the 1 GB that a value can have. First come those of fixed width, then what the others take

@@ -13,7 +13,7 @@
   nothing is recorded: an INSERT of that type would look for a cast to ours, and a cast is the owner's code, run with
   our rights. (The fingerprint ends such a run.) plpgsql does not look at a statement before it gets there.
 * Keys are recorded without their domain: no domain's check runs with our rights, ALTER DOMAIN is not in the way.
-* Of a table without a key whole rows are recorded instead (`images`).
+* Of a table without a key whole rows are recorded instead (`images`), with their domains: ALTER DOMAIN finds them.
 
 Identity: OID and xmin of the rows of each trigger, of its function, and of each key column. ALTER TABLE … DISABLE
 TRIGGER and ENABLE again leaves everything as it was, except the xmin; so does renaming columns, or giving one another

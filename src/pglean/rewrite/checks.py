@@ -283,7 +283,7 @@ def _key(facts: Facts) -> Iterator[Finding]:
             if table.toast and table.toast.bytes
             else ""
         ),
-        "A key spares all that: CREATE UNIQUE INDEX CONCURRENTLY …, or set its columns NOT NULL.",
+        "A key spares all that: before the run, CREATE UNIQUE INDEX CONCURRENTLY …, or set its columns NOT NULL.",
         fatal=False,
     )
     if facts.unhashed:

@@ -52,6 +52,8 @@ _CLASSES: Final = sql.SQL(
 )
 
 
+#: So many columns are hashed: before PostgreSQL 18 the definition of an index must fit into a page of pg_index.
+_MOST_HASHED: Final = 200
 _HASHED: Final[dict[str, LiteralString]] = {
     "enum": "pg_catalog.hashenumextended({}, 0)",
     "enums": "pg_catalog.hash_array_extended({}, 0)",
@@ -79,7 +81,7 @@ class Hash:
             sql.SQL(_HASHED[way]).format(value) if way in _HASHED else value
             for value, way in zip(values, self.ways, strict=True)
             if way != "none"
-        ]
+        ][:_MOST_HASHED]
         return sql.SQL("pglean.hash_1(pglean.image_1(ROW({})), 0)").format(sql.SQL(", ").join(parts))
 
 
