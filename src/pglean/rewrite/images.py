@@ -186,7 +186,9 @@ def take_over(run: Run, conn: Connection, worker: str) -> None:
         raise RowsMissing(
             f"{missing} rows that were changed or deleted in {run.table.qualified_name} are not in its copy",
             detail="Nothing was swapped.",
-            hint="Check the table with pg_amcheck; if it is sound, this is a bug of pglean: report it.",
+            hint="A value was not read from the WAL as it is stored, perhaps: let triggers capture (--capture trigger)."
+            if run.capture.lags
+            else "Check the table with pg_amcheck; if it is sound, this is a bug of pglean: report it.",
         )
 
 
