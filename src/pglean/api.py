@@ -15,6 +15,7 @@ from pglean import catalog, selection
 from pglean.bloat import density, survey
 from pglean.bloat.density import Density
 from pglean.bloat.finding import Bloat
+from pglean.capture import wal
 from pglean.engines import plan as _reindex_plan
 from pglean.engines import reindex as _reindex
 from pglean.engines.plan import Choice, ReindexPlan
@@ -328,6 +329,14 @@ class Database:
                 lambda run: paused or run.state != "paused" or run.swapped,
                 time.monotonic() + policy.wait_timeout_s,
             )
+
+    def orphans(self, *, drop: bool = False) -> list[str]:
+        """Replication slots and publications of runs that nobody knows any more, as phrases; dropped if wanted.
+
+        They are left where somebody drops the schema `pglean` while a run is kept that captures changes from the WAL.
+        """
+        with _told(self.server), self.server.connect("orphans") as conn:
+            return wal.orphans(conn, known=schema.present(conn), drop=drop)
 
     def uninstall(self) -> bool:
         """Drop the schema `pglean` with the history of runs; False where there is none.

@@ -14,6 +14,7 @@
     │   ├── Aborted            8   `pglean abort`
     │   ├── Paused             8   `pglean pause`; the run is kept
     │   └── TakenOver          8   another session has gone on with the run
+    ├── WalRetained           10   the run's replication slot retains more WAL than it may
     ├── DiskFull               1   no space left on the server; the run is kept
     ├── Incomplete             9   several tables were asked for and some were not done
     └── NotBegun               1   one of several tables, after what ended the batch, whose exit status it tells
@@ -175,6 +176,12 @@ class TakenOver(Interrupted):
     """Another session goes on with this run; this one must not touch it any more."""
 
     ends_batch = False
+
+
+class WalRetained(PgleanError):
+    """The run's replication slot keeps the server from removing more WAL than was allowed; the run is undone."""
+
+    exit_status = 10
 
 
 class DiskFull(PgleanError):

@@ -150,11 +150,13 @@ class Options:
             ("max-load", self.max_load),
             ("max-lock-waits", self.max_lock_waits),
             ("max-wal-rate", self.max_wal_rate_bytes),
-            ("max-slot-wal", self.max_slot_wal_bytes),
             ("min-free", self.min_free_bytes),
         ):
             if value is not None:
                 _within(name, value, 0, 1 << 60)
+        if self.max_slot_wal_bytes is not None:
+            # One segment of WAL is kept in any case.
+            _within("max-slot-wal", self.max_slot_wal_bytes, 16 << 20, 1 << 60)
         if self.fillfactor is not None:
             _within("fillfactor", self.fillfactor, 10, 100)
         for name, text in (("order-by", self.order_by), ("tablespace", self.tablespace)):

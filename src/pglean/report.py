@@ -18,7 +18,7 @@ from pglean.errors import PgleanError
 from pglean.progress import waiting_text
 from pglean.result import ReindexResult, Result
 from pglean.rewrite.plan import Plan
-from pglean.rewrite.status import Finished, Status, ways_on
+from pglean.rewrite.status import Finished, Status, command, ways_on
 from pglean.table import quote_name
 
 
@@ -103,7 +103,7 @@ def plan_summary(plan: Plan, database: str | None = None) -> RenderableType:
 def _disk_text(plan: Plan) -> str:
     """What is known is the present size; how much of it is live data turns out in the run."""
     text = (
-        f"disk space needed: up to the present size of {bytes_text(plan.disk_bytes)} for the copy and its indexes"
+        f"disk space needed: up to {bytes_text(plan.disk_bytes)} for the copy and its indexes"
         " (less for what is bloat), and the changes recorded meanwhile; about as much WAL"
     )
     if plan.order is not None and plan.order.ranges is None:
@@ -239,15 +239,19 @@ def status_lines(runs: Sequence[Status], database: str) -> RenderableType:
                 f" changes {bytes_text(run.changes_bytes)}, copy {bytes_text(run.shadow_bytes)}"
             )
         )
-        if run.slot:
+        if run.slot_wal_bytes is not None:
             lines.append(Text(f"  replication slot {run.slot} retains {bytes_text(run.slot_wal_bytes)} of WAL"))
+        elif run.slot_lost:
+            lines.append(Text(f"  replication slot {run.slot} is gone, or was invalidated by the server"))
         if waiting := str(run.progress.get("waiting_for", "")):
             lines.append(Text(f"  {waiting_text(waiting, throttled=bool(run.progress.get('throttled')))}"))
         if run.command and run.alive:
             lines.append(Text(f"  asked to {run.command}"))
         if run.error:
             lines.append(Text(f"  {run.error}"))
-        if run.state in ("paused", "interrupted"):
+        if run.slot_lost and not run.swapped:
+            lines.append(Text(f"  `pglean repack` begins anew, {command('abort', run.id, database)} undoes it"))
+        elif run.state in ("paused", "interrupted"):
             lines.append(Text(f"  {ways_on(run.id, database)}"))
     return Group(*lines)
 

@@ -43,6 +43,8 @@ class Result:
     phases: dict[str, float]
     #: How both tables were compared: none, count or full.
     verify: str = "count"
+    #: How changes were captured: trigger or wal.
+    capture: str = "trigger"
     status: Literal["done"] = "done"
 
     @property

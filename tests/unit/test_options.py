@@ -29,7 +29,7 @@ LIMITS: dict[str, tuple[str, float, float]] = {
     "max_load": ("max-load", 0, _VAST),
     "max_lock_waits": ("max-lock-waits", 0, _VAST),
     "max_wal_rate_bytes": ("max-wal-rate", 0, _VAST),
-    "max_slot_wal_bytes": ("max-slot-wal", 0, _VAST),
+    "max_slot_wal_bytes": ("max-slot-wal", 16 << 20, _VAST),
     "min_free_bytes": ("min-free", 0, _VAST),
 }
 
@@ -98,17 +98,17 @@ def test_what_another_version_has_stored_is_understood() -> None:
 
 
 def test_capture() -> None:
-    for values in ({"max_slot_wal_bytes": 1}, {"capture": Capture.TRIGGER, "max_slot_wal_bytes": 1}):
+    for values in ({"max_slot_wal_bytes": 1 << 30}, {"capture": Capture.TRIGGER, "max_slot_wal_bytes": 1 << 30}):
         with pytest.raises(UsageError, match="--max-slot-wal needs"):
             options(**values)
     with pytest.raises(UsageError, match="--keep with --capture wal needs"):
         options(capture=Capture.WAL, keep=True)
     assert options().outlives_process
     assert not options(capture=Capture.WAL).outlives_process
-    assert options(capture=Capture.WAL, max_slot_wal_bytes=1).outlives_process
-    left_to_us = options(capture=Capture.AUTO, max_slot_wal_bytes=1)
+    assert options(capture=Capture.WAL, max_slot_wal_bytes=1 << 30).outlives_process
+    left_to_us = options(capture=Capture.AUTO, max_slot_wal_bytes=1 << 30)
     assert left_to_us.with_capture(Capture.TRIGGER, 1) == options(capture=Capture.TRIGGER)
-    assert left_to_us.with_capture(Capture.WAL, 1) == options(capture=Capture.WAL, max_slot_wal_bytes=1)
+    assert left_to_us.with_capture(Capture.WAL, 1 << 30) == options(capture=Capture.WAL, max_slot_wal_bytes=1 << 30)
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,11 @@ def _warnings(request: Request, missing: str | None) -> tuple[Finding, ...]:
     return (
         Finding(
             "no-extension",
-            f"{missing}: tables are sampled instead",
+            f"{missing}: what is looked at closer is sampled",
             None,
-            "CREATE EXTENSION pgstattuple; --method exact then reads all of a table.",
+            "GRANT pg_stat_scan_tables TO the role; --method exact then reads all of a table."
+            if "may not" in missing
+            else "CREATE EXTENSION pgstattuple; --method exact then reads all of a table.",
             fatal=False,
         ),
     )

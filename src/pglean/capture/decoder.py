@@ -26,7 +26,8 @@ from pglean import pausepoint
 from pglean.capture import changes
 from pglean.capture.pgoutput import PREFIX, Keys, Shape
 from pglean.capture.stream import Stream
-from pglean.errors import CaptureGap, ConnectionLost, PgleanError
+from pglean.disk import bytes_text
+from pglean.errors import CaptureGap, ConnectionLost, PgleanError, WalRetained
 from pglean.locks import OverBudget
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
@@ -302,9 +303,10 @@ class Decoder:
             retained = scalar(self._writer, query("capture.retained"), {"slot": self._slot})
         limit_bytes = self._limit_bytes or TEMPORARY_LIMIT_BYTES
         if retained is not None and retained > limit_bytes:
-            limit = "--max-slot-wal allows" if self._limit_bytes else "is allowed without --max-slot-wal"
-            raise PgleanError(
-                f"the slot of the run retains {retained >> 20} MB of WAL, more than {limit}",
+            limit = "the limit of --max-slot-wal" if self._limit_bytes else "the limit without --max-slot-wal"
+            raise WalRetained(
+                f"the replication slot of the run retains {bytes_text(retained)} of WAL, {limit} is"
+                f" {bytes_text(limit_bytes)}",
                 detail="A slot retains what was written since the oldest transaction began that is still open; the"
                 " build of an index is one.",
                 hint="End long transactions, raise --max-slot-wal, or let triggers capture the changes.",

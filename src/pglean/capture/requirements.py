@@ -70,12 +70,13 @@ def _of_server(server: Server, conn: Connection) -> Iterator[Finding]:
             "Capture from the WAL needs one.",
             "Raise max_wal_senders and restart the server.",
         )
-    if not replicates:
+    # Who is no superuser is refused anyway, and gains nothing by it.
+    if not replicates and server.capabilities.is_superuser:
         yield Finding(
             CODE,
-            f'role "{server.capabilities.login_role}" may not use the replication protocol',
+            f"role {quote_name(server.capabilities.login_role)} may not use the replication protocol",
             "It is what a replication slot is read by.",
-            f'ALTER ROLE "{server.capabilities.login_role}" REPLICATION;',
+            f"ALTER ROLE {quote_name(server.capabilities.login_role)} REPLICATION;",
         )
     if "*" in synchronous:
         yield Finding(

@@ -78,6 +78,8 @@ class WalCapture:
         if identity is not None:
             self._resume(conn)
             return
+        # Of an earlier run of this number, whose schema was dropped.
+        orphans(conn, known=True, drop=True, only=self._job_id)
         # The publication comes first: what is published is looked up as of the change.
         while True:
             try:
@@ -310,3 +312,23 @@ def remove(conn: Connection, job_id: int, deadline: float) -> list[str]:
             break
         time.sleep(0.05)
     return remains
+
+
+def orphans(conn: Connection, *, known: bool, drop: bool, only: int | None = None) -> list[str]:
+    """Slots and publications of runs that nobody knows any more, as phrases; dropped if wanted and not in use.
+
+    So it is after somebody has dropped the schema pglean while a run was kept. `known`: whether there is a schema that
+    knows of runs; `only`: those that bear the number of this run.
+    """
+    found = conn.execute(query("capture.orphans")).fetchall()
+    # Read later: a run that has begun meanwhile had noted itself when it made them.
+    ours = {int(row[0]) for row in conn.execute(query("capture.known"))} if known else set()
+    left = [row for row in found if row[3] not in ours and only in (None, row[3])]
+    for kind, name, active, _ in left:
+        if drop and not active and kind == "publication":
+            with transaction(conn):
+                conn.execute("SET LOCAL lock_timeout = '1s'")
+                conn.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name)))
+        elif drop and not active:
+            conn.execute(query("capture.drop_slot"), {"slot": name})
+    return [f"{kind} {name}" for kind, name, *_ in left]

@@ -228,7 +228,8 @@ def repack_command(
     \b
     Exit status: 0 done, 1 unexpected error, 2 usage, 3 refused by preflight,
     4 no lock in time, 5 no connection, or it was lost, 6 table changed by DDL,
-    7 verification failed, 8 interrupted, 9 some of several tables not done.
+    7 verification failed, 8 interrupted, 9 some of several tables not done,
+    10 a replication slot retained too much WAL.
     """
     level = begin_messages(echo=echo, elevel=elevel)
     if level == LEVELS.index("DEBUG"):

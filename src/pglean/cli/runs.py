@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -33,7 +34,7 @@ def status_command(watch: bool, as_json: bool, **connection: Any) -> None:
     running      a process works on it
     ready        the copy is kept in sync; the swap waits
     paused       kept; what is written to the table is recorded
-    interrupted  its process is gone; what is written is recorded
+    interrupted  its process is gone; what is written is recorded, if its replication slot is not gone too
     remains      over, but something of it could not be removed
     """
     database = open_database(**connection)
@@ -62,10 +63,15 @@ def _show(database: Database, *, as_json: bool) -> None:
     runs = database.status()
     if as_json:
         click.echo(json.dumps([asdict(run) for run in runs], indent=2, default=str))
-    elif not runs:
+        return
+    name = database.server.capabilities.database
+    orphans = database.orphans()
+    if runs:
+        console().print(status_lines(runs, name))
+    elif not orphans:
         click.echo(_NOTHING)
-    else:
-        console().print(status_lines(runs, database.server.capabilities.database))
+    for orphan in orphans:
+        click.echo(f"{orphan}: its run is not known any more; `pglean cleanup -d {shlex.quote(name)}` drops it")
 
 
 @click.command("log", short_help="History of runs.")
@@ -111,18 +117,22 @@ def cleanup_command(wait_timeout: float, lock_timeout: int, paused: bool, as_jso
     with interruptible(database):
         swept = database.cleanup(options, paused=paused)
         left_alone = [run for run in database.status() if run.state != "remains"]
+        orphans = database.orphans(drop=True)
     if as_json:
         click.echo(
             json.dumps(
                 [{"job": run.id, "table": f"{run.schema}.{run.table}", "remains": remains} for run, remains in swept]
             )
         )
-    elif not swept and not left_alone:
+    elif not swept and not left_alone and not orphans:
         click.echo("nothing to clean up")
+    for orphan in orphans:
+        click.echo(f"{orphan}: dropped, its run is not known any more", err=as_json)
     for run in left_alone:
         # Also one whose client was killed a moment ago: its session ends within seconds.
         why = "paused" if run.state == "paused" else "a session works on it"
-        click.echo(f"job {run.id} on {run.schema}.{run.table}: {why}, left alone", err=as_json)
+        how = " (--paused undoes it)" if run.state == "paused" else ""
+        click.echo(f"job {run.id} on {run.schema}.{run.table}: {why}, left alone{how}", err=as_json)
     for run, remains in swept:
         if not as_json and not remains:
             click.echo(f"job {run.id} on {run.schema}.{run.table}: cleaned up")
@@ -139,5 +149,8 @@ def cleanup_command(wait_timeout: float, lock_timeout: int, paused: bool, as_jso
 @connection_options
 def uninstall_command(**connection: Any) -> None:
     """Drop the schema pglean with the history of runs; refused while a run is in progress or has left something."""
-    dropped = open_database(**connection).uninstall()
+    database = open_database(**connection)
+    dropped = database.uninstall()
     click.echo("schema pglean dropped" if dropped else "there is no schema pglean")
+    for orphan in database.orphans(drop=True):
+        click.echo(f"{orphan}: dropped, its run was not known any more")

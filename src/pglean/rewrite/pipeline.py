@@ -21,7 +21,7 @@ from pglean import capture, catalog, disk
 from pglean.engines import repair
 from pglean.errors import CaptureGap, IndexesChanged, LockNotObtained, TableChanged, UsageError
 from pglean.locks import Mode, OverBudget, Patience, claim, locked, patiently, release
-from pglean.options import InvalidIndexes, Options
+from pglean.options import Capture, InvalidIndexes, Options
 from pglean.progress import Callback, Progress, Reporter
 from pglean.result import RelationSize, Result
 from pglean.rewrite import (
@@ -245,6 +245,9 @@ def resume(
             raise UsageError(
                 f"run {job_id} was undone, but for what could not be removed", hint="Run `pglean cleanup`."
             )
+        if not scalar(conn, query("catalog.exists"), {"oid": stored.relation}):
+            _finish(server, conn, job_id)
+            raise TableChanged(f"table {stored.table} was dropped: run {job_id} is undone")
     return repack(server, stored.relation, replace(stored.options, **(changes or {})), on_progress, only=job_id)
 
 
@@ -290,6 +293,7 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
                 elapsed_s=round(time.monotonic() - started, 3),
                 phases={name: round(seconds, 3) for name, seconds in phases.items()},
                 verify=options.verify.value,
+                capture=(job.options.capture or Capture.TRIGGER).value,
             )
             jobs.finish(control, job.id, "done", result=result.as_json())
         except BaseException as error:

@@ -55,12 +55,18 @@ class Status:
     #: trigger or wal; for the latter its replication slot, and the WAL that the server may not remove because of it.
     capture: str = "trigger"
     slot: str | None = None
-    slot_wal_bytes: int = 0
+    #: None where the slot is not there any more, or the server has given it up.
+    slot_wal_bytes: int | None = None
 
     @property
     def alive(self) -> bool:
         """Whether a session works on it."""
         return self.state in ("running", "ready")
+
+    @property
+    def slot_lost(self) -> bool:
+        """Whether it has lost the replication slot that it read: what was copied is worth nothing."""
+        return self.slot is not None and self.slot_wal_bytes is None and self.state in ("paused", "interrupted")
 
     @property
     def swapped(self) -> bool:
@@ -134,7 +140,12 @@ def _with_sizes(conn: Connection, run: Status) -> Status:
         row = conn.execute(query("status.sizes_of_files"), parameters).fetchone()
     assert row is not None
     retained = scalar(conn, query("capture.retained"), {"slot": run.slot}) if run.slot else None
-    return replace(run, changes_bytes=row[0], shadow_bytes=row[1], slot_wal_bytes=int(retained or 0))
+    return replace(
+        run,
+        changes_bytes=row[0],
+        shadow_bytes=row[1],
+        slot_wal_bytes=None if retained is None else int(retained),
+    )
 
 
 def history(conn: Connection, limit: int) -> list[Finished]:

@@ -39,9 +39,9 @@ SELECT attname FROM pg_attribute WHERE attrelid = %(changes)s::regclass AND attn
 UPDATE pglean.slot SET decoded = %(lsn)s WHERE job = %(job)s
 
 -- name: retained
--- What the slot keeps the server from removing, in bytes; NULL where it keeps nothing, or is not there.
+-- What the slot keeps the server from removing, in bytes; NULL where it keeps nothing, is not there, or was given up.
 SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint END
-  FROM pg_replication_slots WHERE slot_name = %(slot)s
+  FROM pg_replication_slots WHERE slot_name = %(slot)s AND wal_status <> 'lost'
 
 -- name: sent
 -- What changes as long as it is at work: while a large transaction is replayed nothing is sent, but it waits for nobody.
@@ -122,6 +122,20 @@ SELECT 'prepared transaction ' || quote_literal(gid) || ' of ' || owner || ' in 
 SELECT slot_name, active, temporary FROM pg_replication_slots
  WHERE database = current_database()
    AND slot_name = (SELECT 'pglean_' || oid || '_' || %(job)s FROM pg_database WHERE datname = current_database())
+
+-- name: orphans
+-- What bears the name of a run of this database, and its number, and can be nobody else's by what it is.
+SELECT 'replication slot', slot_name::text, active, substring(slot_name FROM '\d+$')::bigint FROM pg_replication_slots
+ WHERE database = current_database() AND NOT temporary AND plugin = 'pgoutput'
+   AND slot_name ~ ('^pglean_' || (SELECT oid FROM pg_database WHERE datname = current_database()) || '_\d{1,18}$')
+UNION ALL
+SELECT 'publication', pubname::text, false, substring(pubname FROM '\d+$')::bigint FROM pg_publication p
+ WHERE pubname ~ '^pglean_\d{1,18}$' AND NOT puballtables AND pubinsert AND pubupdate AND pubdelete AND NOT pubtruncate
+   AND (SELECT count(*) FROM pg_publication_rel WHERE prpubid = p.oid) <= 1
+ ORDER BY 1, 2
+
+-- name: known
+SELECT job FROM pglean.slot
 
 -- name: own_publication
 SELECT EXISTS (SELECT FROM pglean.slot WHERE job = %(job)s) AND EXISTS (SELECT FROM pg_publication WHERE pubname = %(publication)s)

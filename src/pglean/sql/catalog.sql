@@ -152,3 +152,6 @@ SELECT r.rolname,
        EXISTS (SELECT FROM aclexplode(n.nspacl) g WHERE g.grantee <> n.nspowner)
   FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner
  WHERE n.nspname = 'pglean'
+
+-- name: exists
+SELECT EXISTS (SELECT FROM pg_class WHERE oid = %(oid)s)

@@ -35,7 +35,7 @@ SELECT coalesce(sum((pg_stat_file(pg_relation_filepath(c.oid), true)).size) FILT
 
 -- name: history
 SELECT id, schema_name, table_name, state, started_at, finished_at,
-       extract(epoch FROM finished_at - started_at), result, error, client, pglean_version
+       extract(epoch FROM finished_at - started_at)::float8, result, error, client, pglean_version
   FROM pglean.job
  WHERE state IN ('done', 'undone')
  ORDER BY id DESC
