@@ -577,11 +577,11 @@ def test_correlation_after(db: Database, monkeypatch: pytest.MonkeyPatch, jobs: 
 
 @pytest.mark.newest
 def test_refusals_come_first(db: Database) -> None:
-    db.execute("CREATE TABLE t (n int)")
+    db.execute("CREATE UNLOGGED TABLE t (n int PRIMARY KEY)")
     with pytest.raises(Refused):
         plan(db, order_by="n LIMIT 5")
     with psycopg.connect(db.conninfo) as conn:
-        conn.execute("ALTER TABLE t ADD PRIMARY KEY (n)")
+        conn.execute("ALTER TABLE t SET LOGGED")
     with pytest.raises(UsageError):
         plan(db, order_by="n LIMIT 5")
 

@@ -147,11 +147,15 @@ class _Hand:
             )
 
     def insert_unless_there(self) -> None:
-        if self.spec.key != "deferrable":
+        # Not a value of a row that somebody else may be deleting: DO NOTHING waits for nobody, so it would find that row
+        # in the table still, and not in the model any more.
+        free = self.free_value()
+        values = [*self._own_values(), *([] if free is None else [free])]
+        if self.spec.key != "deferrable" and values:
             number = self.rng.choice(self.numbers)
             self.both(
                 "INSERT INTO {t} ({keys}, u, n, note, big) VALUES ({key}, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                (*self.key(number), self.rng.choice(self.numbers), *self.values()),
+                (*self.key(number), self.rng.choice(values), *self.values()),
             )
 
     def merge(self) -> None:
