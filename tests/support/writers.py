@@ -147,7 +147,7 @@ class _Hand:
             )
 
     def insert_unless_there(self) -> None:
-        # Not a value of a row that somebody else may be deleting: DO NOTHING waits for nobody, so it would find that row
+        # Not a value of a row that somebody else may be deleting: DO NOTHING waits for nobody, and would find that row
         # in the table still, and not in the model any more.
         free = self.free_value()
         values = [*self._own_values(), *([] if free is None else [free])]
