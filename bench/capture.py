@@ -2,7 +2,7 @@
 
 Usage: capture.py [--kinds KIND,...] [--repetitions N] [--rows N] [--seconds S] [--quick] ...
 
-Nothing is copied, refreshed or swapped: the capture is switched on and pgbench updates single rows.
+But for the last scenario nothing is copied, refreshed or swapped: the capture is on, and pgbench updates single rows.
 
 none       no capture at all, the measure of the others
 trigger    the triggers of pglean, which record keys
@@ -14,6 +14,7 @@ steady     at a fixed rate: what they feel; how far the decoder is behind
 bulk       one transaction that updates all rows: keys per second, from its commit until all are recorded
 reading    flat-out, while a transaction that has written stays open, as the build of an index does: how far behind is
            whoever reads the slot as a stream, as pglean does, and by SQL functions, ten times a second
+repack     a whole run of pglean, idle and at the fixed rate, on the table with its key, and without
 """
 
 from __future__ import annotations
@@ -45,12 +46,15 @@ from pglean.server import Server, scalar, transaction
 from pglean.version import __version__
 from result import Metric, Results, Run
 from run import BINDIR, SETTINGS, private_server
+from tool import PGLEAN, Tool, told
 
 NONE: Final = "none"
 PG_REPACK: Final = "pg_repack's trigger"
 KINDS: Final = (NONE, "trigger", "wal", PG_REPACK)
 PEEK: Final = "wal, by SQL functions"
-FLAT_OUT, STEADY, BULK, READING = "flat-out", "steady", "bulk", "reading"
+FLAT_OUT, STEADY, BULK, READING, REPACK = "flat-out", "steady", "bulk", "reading", "repack"
+WITH_KEY, WITHOUT, WITHOUT_WAL = "with a key", "without a key", "without a key, from the WAL"
+_CAP_S: Final = 180.0
 OUTPUT: Final = Path(__file__).parent / "CAPTURE.md"
 
 _LAG: Final = (
@@ -82,6 +86,16 @@ METRICS: Final = {
         *_CLIENT,
     ),
     READING: (Metric("tps", "transactions/s", 0, better="higher"), *_LAG),
+    REPACK: (
+        Metric("idle_s", "idle: time, s", 2),
+        Metric("wal_mb", "idle: WAL, MB", 0),
+        Metric("elapsed_s", "at the rate: time, s", 2),
+        Metric("changes", "at the rate: changes taken over", 0),
+        Metric("p50_ms", "at the rate: p50, ms", 2),
+        Metric("p99_ms", "at the rate: p99, ms", 2),
+        Metric("worst_ms", "at the rate: worst, ms", 1),
+        Metric("tps", "at the rate: transactions/s", 0, better="higher"),
+    ),
 }
 EXPLANATIONS: Final = {
     FLAT_OUT: "Clients of pgbench update single rows one after the other as fast as they can. Behind: how long it takes"
@@ -92,6 +106,8 @@ EXPLANATIONS: Final = {
     READING: "As flat-out, while a transaction that has written stays open, as one does that builds an index. The"
     " stream decodes each byte of the WAL once; a function begins again where the oldest transaction began. By SQL"
     " functions: peek, and advance the slot, ten times a second.",
+    REPACK: "Whole runs of `pglean repack`. Without a key: the primary key was dropped for an index that is not unique,"
+    " so that whole rows are recorded and counted; from the WAL, with REPLICA IDENTITY FULL.",
 }
 
 
@@ -211,11 +227,12 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace, server: EmbeddedServer) -> None:
         self._options, self._server = options, server
         self._orders = Orders(server, options.rows, pg_repack=PG_REPACK in options.kinds, vacuumed=True)
-        self.results = Results(METRICS, EXPLANATIONS, [*options.kinds, PEEK])
+        tools = [*options.kinds, PEEK, WITH_KEY, WITHOUT, WITHOUT_WAL]
+        self.results = Results(METRICS, EXPLANATIONS, tools)
 
     def run(self) -> None:
         """Do all runs, adding to the results as they come."""
-        for scenario in METRICS:
+        for scenario in self._options.only:
             for repetition in range(1, self._options.repetitions + 1):
                 without = 0.0
                 # Without capture first: the others are compared with the run of their own turn.
@@ -231,11 +248,48 @@ class Benchmark:
                     print(f"{scenario}, {kind}, run {repetition}: " + "; ".join(shown), flush=True)
 
     def _kinds(self, scenario: str) -> list[str]:
+        if scenario == REPACK:
+            return [WITH_KEY, WITHOUT, WITHOUT_WAL]
         if scenario == READING:
             return ["wal", PEEK]
         return [kind for kind in self._options.kinds if scenario != BULK or kind != NONE]
 
+    def _repack(self, kind: str) -> dict[str, float]:
+        extra = ("--capture", "wal") if kind == WITHOUT_WAL else ()
+        tool = Tool(PGLEAN, self._server, 2, extra)
+        values = {}
+        for loaded in (False, True):
+            self._orders.refresh()
+            if kind != WITH_KEY:
+                with psycopg.connect(self._server.conninfo(DATABASE)) as conn:
+                    conn.execute("ALTER TABLE orders DROP CONSTRAINT orders_pkey; CREATE INDEX ON orders (id)")
+                    conn.execute("ALTER TABLE orders REPLICA IDENTITY FULL")
+            time.sleep(1)
+            if not loaded:
+                finished = tool.run(_CAP_S)
+                values["idle_s"] = finished.elapsed_s
+                values["wal_mb"] = told(finished)["wal_bytes"] / 1e6
+                continue
+            with Load(self._server, self._orders.pairs, rate=self._options.rate) as load:
+                time.sleep(self._options.warmup)
+                finished = tool.run(_CAP_S)
+                transactions, problems = load.stop()
+            during = transactions.during(finished.started, finished.ended)
+            if problems or finished.exit_status != 0:
+                raise RuntimeError(problems or finished.errors)
+            values |= {
+                "elapsed_s": finished.elapsed_s,
+                "changes": told(finished)["changes_applied"],
+                "p50_ms": during.p50_ms,
+                "p99_ms": during.p99_ms,
+                "worst_ms": during.worst_ms,
+                "tps": during.per_second,
+            }
+        return values
+
     def _measure(self, scenario: str, kind: str) -> dict[str, float]:
+        if scenario == REPACK:
+            return self._repack(kind)
         self._orders.refresh()
         conninfo = self._server.conninfo(DATABASE)
         with captured(kind, conninfo) as found, contextlib.ExitStack() as stack:
@@ -299,6 +353,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="capture.py [OPTION]..."
     )
     add = parser.add_argument
+    add("--only", default=",".join(METRICS), metavar="SCENARIO,...", help="of the five above (all)")
     add("--kinds", default="none,trigger,wal,pg_repack", metavar="KIND,...", help="of the four above (all)")
     add("--repetitions", type=int, metavar="N", help="of each (3; quick: 1)")
     add("--rows", type=int, metavar="N", help="before half of them are deleted (2000000; quick: 100000)")
@@ -317,6 +372,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     names = [PG_REPACK if name == "pg_repack" else name for name in options.kinds.split(",")]
     if unknown := [name for name in names if name not in KINDS]:
         parser.error(f"no such kind: {unknown[0]}")
+    options.only = options.only.split(",")
     options.kinds = [kind for kind in KINDS if kind in names]
     # What `run.private_server` looks at.
     options.settings, options.directory, options.fsync = ["wal_level=logical"], None, "on"
@@ -352,7 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     " copy of the same table; figures are medians.",
                 )
             )
-        for scenario in METRICS:
+        for scenario in options.only:
             print(f"\n{scenario}\n{benchmark.results.table(scenario)}")
     return 0
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,13 +47,13 @@ class Finished:
 class Tool:
     """A program that rewrites the table ``orders``."""
 
-    def __init__(self, name: str, server: EmbeddedServer, jobs: int) -> None:
-        """Raises `FileNotFoundError` where the program is not installed."""
+    def __init__(self, name: str, server: EmbeddedServer, jobs: int, more: Sequence[str] = ()) -> None:
+        """`more`: further options, for pglean. Raises `FileNotFoundError` where the program is not installed."""
         self.name = name
         connection = ["-h", str(server.socket_dir), "-p", str(server.port), "-U", "postgres", "-d", DATABASE]
         commands: dict[str, Callable[[], list[str]]] = {
             PGLEAN: lambda: [
-                *(sys.executable, "-m", "pglean", "repack", "-t", TABLE, "-j", str(jobs), "--json", "-q"),
+                *(sys.executable, "-m", "pglean", "repack", "-t", TABLE, "-j", str(jobs), "--json", "-q", *more),
                 *connection,
             ],
             PG_REPACK: lambda: [
