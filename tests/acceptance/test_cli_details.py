@@ -95,7 +95,7 @@ def test_singular_and_plural(stage: Stage, run: Run) -> None:
 
 def test_dry_run_says_where_space_is_needed(stage: Stage, run: Run) -> None:
     out = run("repack", "-t", "items", "-N")[1]
-    assert "disk space needed: up to the present size of " in out
+    assert "disk space needed: up to " in out
     assert "tablespace" not in out
     (plan,) = json.loads(run("repack", "-t", "items", "-N", "--json")[1])
     assert plan["disk_bytes_by_tablespace"] == {"": plan["disk_bytes_needed"]}

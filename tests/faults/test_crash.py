@@ -9,7 +9,7 @@ from pglean.errors import ConnectionLost
 from pglean.rewrite.status import ways_on
 from tests.faults.test_client import stopped
 from tests.support.fault import Fault, assert_told, repack
-from tests.support.points import COMMITTED
+from tests.support.points import COMMITTED, some
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.in_turn
@@ -48,7 +48,7 @@ def test_run_outlives_the_crash(stage: Stage, point: str) -> None:
 
 @pytest.mark.parametrize("how", ["cleanup", "resume"])
 @pytest.mark.parametrize("flushed", [True, False], ids=["flushed", "lossy"])
-@pytest.mark.parametrize("point", _POINTS)
+@pytest.mark.parametrize("point", some(_POINTS, 1))
 def test_nobody_outlives_the_crash(stage: Stage, point: str, flushed: bool, how: str) -> None:
     with stopped(stage, point) as client:
         crash(stage, flushed=flushed)

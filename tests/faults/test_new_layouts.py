@@ -18,7 +18,7 @@ from pglean.errors import ConnectionLost
 from tests.support.client import Client
 from tests.support.fault import Fault, assert_told, repack
 from tests.support.oracle import definition, once
-from tests.support.points import COMMITTED
+from tests.support.points import COMMITTED, some
 from tests.support.proxy import Proxy
 from tests.support.sorted import out_of_place
 from tests.support.stage import Stage
@@ -143,7 +143,7 @@ def check_nothing_left(stage: Stage, case: str, before: Layout) -> None:
 
 
 @pytest.mark.parametrize("then", ["cleanup", "resume"])
-@pytest.mark.parametrize(("case", "point"), KILLED)
+@pytest.mark.parametrize(("case", "point"), some(KILLED, 0, 2))
 def test_killed_client(stage: Stage, case: str, point: str, then: str) -> None:
     before = layout(stage)
     with Client(["repack", "-j", "2", *_ASKED[case][0], "-t", stage.name, stage.db.conninfo], {point}) as client:

@@ -8,7 +8,7 @@ from pglean import pausepoint
 from pglean.errors import ConnectionLost, PgleanError
 from pglean.result import Result
 from tests.support.fault import Fault, assert_told, repack
-from tests.support.points import COMMITTED, POINTS, UNDO
+from tests.support.points import COMMITTED, POINTS, UNDO, some
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.newest
@@ -31,7 +31,7 @@ def test_points_are_all_reached(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
     stage.check()
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", some(POINTS, 1))
 def test_error_is_undone(stage: Stage, point: str) -> None:
     def fail() -> None:
         raise Mishap
@@ -67,7 +67,7 @@ def test_error_of_the_user_is_his(stage: Stage, point: str) -> None:
 
 
 @pytest.mark.usefixtures("sampled")
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", some(POINTS, 2))
 def test_terminated_session_is_survived(stage: Stage, point: str) -> None:
     # The first session watches, the second works itself, the others are workers; at the end these have gone.
     for number in range(3):
@@ -94,7 +94,7 @@ def test_terminated_session_is_survived(stage: Stage, point: str) -> None:
 
 
 @pytest.mark.usefixtures("sampled")
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", some(POINTS, 0))
 def test_loss_of_all_sessions_is_survived(stage: Stage, point: str) -> None:
     def terminate() -> None:
         for pid in stage.sessions():

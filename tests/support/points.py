@@ -7,10 +7,15 @@ So a point that is added is tested without anybody remembering to add it to a li
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
+
+import pytest
 
 from pglean.rewrite.pipeline import STEPS
+
+T = TypeVar("T")
 
 _SOURCE = Path(__file__).parents[2] / "src" / "pglean"
 
@@ -58,3 +63,15 @@ KEYLESS: Final = ("copy: snapshot taken", "copy: before the snapshot is let go",
 
 #: Where every run may be stopped before anything has gone wrong.
 POINTS: Final = [point for point in declared() if point not in (UNDO, SAFE, *KEYLESS)]
+
+
+def some(values: Sequence[T], turn: int, of: int = 3) -> list[Any]:
+    """All of them as parameters of a test, of which every `of`-th is for every day, beginning with `turn`.
+
+    With another turn for each test that stops runs at all points, each point has its day in one of them.
+    """
+    return [
+        pytest.param(*value, marks=marks) if isinstance(value, tuple) else pytest.param(value, marks=marks)
+        for number, value in enumerate(values)
+        for marks in [[] if number % of == turn % of else [pytest.mark.slow]]
+    ]
