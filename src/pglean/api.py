@@ -336,7 +336,8 @@ class Database:
         They are left where somebody drops the schema `pglean` while a run is kept that captures changes from the WAL.
         """
         with _told(self.server), self.server.connect("orphans") as conn:
-            return wal.orphans(conn, known=schema.present(conn), drop=drop)
+            patience = Patience(self.server, Policy.of(Options()), lambda _: None)
+            return wal.orphans(self.server, conn, patience, known=schema.present(conn), drop=drop)
 
     def uninstall(self) -> bool:
         """Drop the schema `pglean` with the history of runs; False where there is none.

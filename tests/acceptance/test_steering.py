@@ -608,7 +608,7 @@ def test_cleanup_leaves_paused_runs_alone(stage: Stage, run: Run) -> None:
     others = Stage(stage.db, "others")
     paused = kept(stage, run)
     interrupted = left(stage, name="others")
-    told = f"job {paused} on public.items: paused, left alone\n"
+    told = f"job {paused} on public.items: paused, left alone (--paused undoes it)\n"
     assert run("cleanup") == (0, f"{told}job {interrupted} on public.others: cleaned up\n", "")
     assert run("cleanup", "--json") == (0, "[]\n", told)
     assert [(each.id, each.state) for each in stage.status()] == [(paused, "paused")]

@@ -27,12 +27,14 @@ from pglean.errors import (
 from pglean.result import Result
 from tests.faults.test_client import stopped
 from tests.faults.test_crash import crash
-from tests.servers import SETTINGS, create_database
+from tests.servers import SETTINGS, Database, create_database
 from tests.support.client import Client
 from tests.support.fault import Fault, assert_told, repack
+from tests.support.model import Spec
 from tests.support.oracle import until
 from tests.support.points import COMMITTED, POINTS, SAMPLE, UNDO
 from tests.support.stage import Stage
+from tests.support.writers import Writers
 
 pytestmark = pytest.mark.newest
 
@@ -397,3 +399,20 @@ def test_resume_of_a_table_that_was_dropped(stage: Stage) -> None:
             database.resume(run.id)
         assert database.status() == []
     assert left(stage) == []
+
+
+def test_nobody_writing_meets_a_publication_that_goes(db: Database, seed: int) -> None:
+    """Neither at the swap nor where a run is undone: it goes while nobody can write."""
+    spec = Spec()
+    spec.create(db.connect())
+
+    def fail() -> None:
+        raise RuntimeError("mishap")
+
+    with Writers(db.conninfo, spec, seed) as writers, pglean.connect(db.conninfo) as database:
+        for _ in range(4):
+            with pausepoint.intercept("phase: indexing", fail), pytest.raises(PgleanError, match="mishap"):
+                database.repack(spec.table, capture="wal")
+            database.repack(spec.table, capture="wal")
+            writers.wait_for(5)
+    writers.compare()

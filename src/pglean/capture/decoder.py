@@ -77,6 +77,7 @@ class Decoder:
         self._pending_since: float | None = None
         self._looked_at = self._persisted_at = 0.0
         self._stop = threading.Event()
+        self._ending = False
         self._thread = threading.Thread(target=self._work, name="pglean decoder", daemon=True)
 
     def start(self) -> None:
@@ -91,6 +92,10 @@ class Decoder:
             if self._thread.is_alive():
                 with contextlib.suppress(psycopg.Error):
                     self._writer.cancel_safe(timeout=2)
+
+    def expect_end(self) -> None:
+        """From now on the stream may end with an error, once a transaction that drops the publication is committed."""
+        self._ending = True
 
     def quit(self) -> None:
         """From now on, whatever becomes of the stream is of no matter."""
@@ -321,7 +326,8 @@ class Decoder:
         with self._changed:
             self._error = told
             self._changed.notify_all()
-        self._server.abort(told)
+        if not self._ending:
+            self._server.abort(told)
 
 
 def _stalled() -> ConnectionLost:

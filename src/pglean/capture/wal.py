@@ -35,13 +35,14 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
+from pglean import catalog
 from pglean.capture import changes, requirements
 from pglean.capture.decoder import Decoder
 from pglean.capture.pgoutput import Shape
 from pglean.capture.stream import Stream
 from pglean.catalog import relation
 from pglean.errors import CaptureGap, LockNotObtained, TableChanged
-from pglean.locks import Mode, OverBudget, Patience, locked
+from pglean.locks import Mode, OverBudget, Patience, locked, patiently
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import fragment, query
 from pglean.table import Table
@@ -79,7 +80,7 @@ class WalCapture:
             self._resume(conn)
             return
         # Of an earlier run of this number, whose schema was dropped.
-        orphans(conn, known=True, drop=True, only=self._job_id)
+        orphans(self._server, conn, patience, known=True, drop=True, only=self._job_id)
         # The publication comes first: what is published is looked up as of the change.
         while True:
             try:
@@ -241,7 +242,9 @@ class WalCapture:
         return True
 
     def switch_off(self, conn: Connection) -> None:
-        """The publication harms nobody, and goes with the rest."""
+        if self._decoder is not None:
+            self._decoder.expect_end()
+        _drop(conn, self._publication)
 
     def silence(self, conn: Connection) -> None:
         if self._decoder is not None:
@@ -279,28 +282,59 @@ def publication(job_id: int) -> str:
 
 
 def silence(conn: Connection, job_id: int) -> None:
-    """Drop the publication of a run: no write of the application fails because of what it publishes.
+    """Let the publication of a run publish nothing: no write of the application fails because of what it publishes.
 
     Takes no lock on the table. Raises psycopg's LockNotAvailable after a second.
     """
     name = publication(job_id)
     if scalar(conn, query("capture.own_publication"), {"job": job_id, "publication": name}):
-        with transaction(conn):
-            conn.execute("SET LOCAL lock_timeout = '1s'")
-            conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
+        _silence(conn, name)
 
 
-def remove(conn: Connection, job_id: int, deadline: float) -> list[str]:
+def _silence(conn: Connection, name: str) -> None:
+    with transaction(conn):
+        conn.execute("SET LOCAL lock_timeout = '1s'")
+        conn.execute(sql.SQL("ALTER PUBLICATION {} SET (publish = '')").format(sql.Identifier(name)))
+
+
+def _drop(conn: Connection, name: str) -> None:
+    """On entry: nobody can write to the table; its next writer notices, when he gets his lock.
+
+    Who were about to look at the publication that his relation has would fail where it is gone ("cache lookup failed").
+    """
+    conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
+
+
+def _drop_safely(server: Server, conn: Connection, name: str, patience: Patience) -> list[str]:
+    """Drop a publication under a lock on its table (SHARE ROW EXCLUSIVE); returns what is told where that cannot be."""
+    published = conn.execute(query("capture.published"), {"publication": name}).fetchall()
+    try:
+        if not published:
+            with transaction(conn):
+                conn.execute("SET LOCAL lock_timeout = '1s'")
+                _drop(conn, name)
+            return []
+        ((oid,),) = published
+        table = patiently(server, conn, oid, patience, lambda: catalog.load(conn, oid))
+        with locked(server, conn, table, Mode.SHARE_ROW_EXCLUSIVE, patience):
+            _drop(conn, name)
+    except (LockNotObtained, TableChanged, OverBudget, pg.LockNotAvailable) as error:
+        with contextlib.suppress(pg.LockNotAvailable):
+            _silence(conn, name)
+        return [f"publication {name}, which publishes nothing: {error}"]
+    return []
+
+
+def remove(server: Server, conn: Connection, job_id: int, patience: Patience, deadline: float) -> list[str]:
     """Drop publication and slot of a run, if there are any; returns what could not be removed, as phrases.
 
     A slot that a session of the run has in use, which is about to end, is waited for until `deadline` (of
-    time.monotonic).
+    time.monotonic). Locks: SHARE ROW EXCLUSIVE on the table for a moment, where it is published still.
     """
+    name = publication(job_id)
     remains: list[str] = []
-    try:
-        silence(conn, job_id)
-    except pg.LockNotAvailable:
-        remains.append(f"publication {publication(job_id)} (in use by another session)")
+    if scalar(conn, query("capture.own_publication"), {"job": job_id, "publication": name}):
+        remains += _drop_safely(server, conn, name, patience)
     while slot := conn.execute(query("capture.own_slots"), {"job": str(job_id)}).fetchone():
         name, active, temporary = slot
         if not active and not temporary:
@@ -314,7 +348,9 @@ def remove(conn: Connection, job_id: int, deadline: float) -> list[str]:
     return remains
 
 
-def orphans(conn: Connection, *, known: bool, drop: bool, only: int | None = None) -> list[str]:
+def orphans(
+    server: Server, conn: Connection, patience: Patience, *, known: bool, drop: bool, only: int | None = None
+) -> list[str]:
     """Slots and publications of runs that nobody knows any more, as phrases; dropped if wanted and not in use.
 
     So it is after somebody has dropped the schema pglean while a run was kept. `known`: whether there is a schema that
@@ -326,9 +362,7 @@ def orphans(conn: Connection, *, known: bool, drop: bool, only: int | None = Non
     left = [row for row in found if row[3] not in ours and only in (None, row[3])]
     for kind, name, active, _ in left:
         if drop and not active and kind == "publication":
-            with transaction(conn):
-                conn.execute("SET LOCAL lock_timeout = '1s'")
-                conn.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name)))
+            _drop_safely(server, conn, name, patience)
         elif drop and not active:
             conn.execute(query("capture.drop_slot"), {"slot": name})
     return [f"{kind} {name}" for kind, name, *_ in left]

@@ -46,7 +46,7 @@ def remove(
     """
     functions = {"pattern": f"^capture_{job_id}_"}
     latest = time.monotonic() + _DROP_WAIT_S
-    remains = wal.remove(conn, job_id, latest if deadline is None else min(deadline, latest))
+    remains = wal.remove(server, conn, job_id, patience, latest if deadline is None else min(deadline, latest))
     # Found by what they call: in a restored dump the table has another OID, a table that was dropped has none.
     for (oid,) in conn.execute(query("job.triggers"), functions).fetchall():
         remains += _switch_off(server, conn, job_id, oid, patience)

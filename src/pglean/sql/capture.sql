@@ -137,6 +137,9 @@ SELECT 'publication', pubname::text, false, substring(pubname FROM '\d+$')::bigi
 -- name: known
 SELECT job FROM pglean.slot
 
+-- name: published
+SELECT r.prrelid::bigint FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %(publication)s
+
 -- name: own_publication
 SELECT EXISTS (SELECT FROM pglean.slot WHERE job = %(job)s) AND EXISTS (SELECT FROM pg_publication WHERE pubname = %(publication)s)
 
