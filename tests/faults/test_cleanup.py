@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import pglean
+from pglean.claim import claim
 from pglean.embedded import EmbeddedServer
-from pglean.locks import claim
 from pglean.rewrite import cleanup
 from tests.servers import create_database
 from tests.support.oracle import assert_nothing_left, assert_sound, once, until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 import pytest
@@ -46,10 +47,10 @@ def main_forks(db: Database) -> int:
     )
 
 
-def bloat(db: Database, *, user: str = "postgres", **asked: object) -> TableBloat:
+def bloat(db: Database, *, user: str = "postgres", **asked: Any) -> TableBloat:
     """What is said of the only table of that name."""
     with pglean.connect(f"{db.conninfo} user='{user}'") as database:
-        (found,) = database.bloat(["items"], **asked)  # type: ignore[arg-type]
+        (found,) = database.bloat(["items"], **asked)
     return found
 
 
@@ -285,14 +286,14 @@ def test_a_trap_cannot_be_set_meanwhile(mallory: Database, plain_role: str, monk
     refused: list[str] = []
     statement = sample._statement
 
-    def hurry(*arguments: object) -> sql.Composed:
+    def hurry(*arguments: Any) -> sql.Composed:
         with mallory.connect(user=plain_role) as session:
             session.execute("SET lock_timeout = '100ms'")
             for trap in _TRAPS:
                 with pytest.raises(psycopg.errors.LockNotAvailable):
                     session.execute(trap.definition)
                 refused.append(trap.definition)
-        return statement(*arguments)  # type: ignore[arg-type]
+        return statement(*arguments)
 
     monkeypatch.setattr(sample, "_statement", hurry)
     assert bloat(mallory).heap.method is Method.SAMPLE

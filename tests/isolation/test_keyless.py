@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-
 import pytest
 from psycopg import sql
 
@@ -18,6 +13,7 @@ from pglean.sql import fragment
 from tests.servers import Database
 from tests.support import oracle
 from tests.support.multiset import KINDS, SENT_KINDS, Counters, Kind
+from tests.support.play import standing_still
 
 pytestmark = pytest.mark.in_turn
 
@@ -43,25 +39,6 @@ def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy, "_MOST_BLOCKS", 16)
 
 
-@contextlib.contextmanager
-def standing_still(times: int, wait: Callable[[], None]) -> Iterator[None]:
-    """Wait at each of the points, the first so many times that a run comes there."""
-    counts = dict.fromkeys(POINTS, times)
-    lock = threading.Lock()
-
-    def pause(point: str) -> None:
-        with lock:
-            counts[point] -= 1
-            if counts[point] < 0:
-                return
-        wait()
-
-    with contextlib.ExitStack() as stack:
-        for point in POINTS:
-            stack.enter_context(pausepoint.intercept(point, partial(pause, point)))
-        yield
-
-
 def repack_under_load(
     db: Database, kind: Kind, seed: int, *, pauses: tuple[int, ...], transactions: int, capture: str = "trigger"
 ) -> None:
@@ -70,7 +47,7 @@ def repack_under_load(
     with Counters(db.conninfo, kind, seed) as writers, pglean.connect(db.conninfo) as database:
         writers.wait_for(10)
         for number, times in enumerate(pauses):
-            with standing_still(times, lambda: writers.wait_for(transactions)):
+            with standing_still(POINTS, times, lambda: writers.wait_for(transactions)):
                 result = database.repack("t", jobs=1 + number % 3, verify="full", capture=capture)
             assert result.changes_applied > 0
         writers.wait_for(10)

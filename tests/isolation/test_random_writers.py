@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import psycopg
 import pytest
 from psycopg import sql
 
 import pglean
-from pglean import pausepoint
 from pglean.rewrite import copy, refresh
 from tests.servers import Database
 from tests.support import oracle
 from tests.support.model import Spec
+from tests.support.play import standing_still
 from tests.support.sorted import RANGES
 from tests.support.writers import Writers
 
@@ -79,25 +75,6 @@ def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy, "_MOST_BLOCKS", 32)
     for module, attribute, value in RANGES:
         monkeypatch.setattr(module, attribute, value)
-
-
-@contextlib.contextmanager
-def standing_still(points: tuple[str, ...], times: int, wait: Callable[[], None]) -> Iterator[None]:
-    """Wait at each of the points, the first so many times that a run comes there."""
-    counts = dict.fromkeys(points, times)
-    lock = threading.Lock()
-
-    def pause(point: str) -> None:
-        with lock:
-            counts[point] -= 1
-            if counts[point] < 0:
-                return
-        wait()
-
-    with contextlib.ExitStack() as stack:
-        for point in points:
-            stack.enter_context(pausepoint.intercept(point, partial(pause, point)))
-        yield
 
 
 def repack_under_load(db: Database, variant: Variant, seed: int, *, pauses: tuple[int, ...], transactions: int) -> None:

@@ -12,7 +12,8 @@ import psycopg
 import pytest
 
 import pglean
-from pglean import locks, pausepoint
+from pglean import pausepoint
+from pglean.claim import claim
 from pglean.engines import candidate, plan, removal
 from pglean.errors import LockNotObtained, Refused
 from tests.servers import Database
@@ -252,7 +253,7 @@ def test_begun_while_another_begins(db: Database, monkeypatch: pytest.MonkeyPatc
     """Both were let through by preflight."""
     monkeypatch.setattr(plan, "claimed", lambda conn, oid: False)
     with pglean.connect(db.conninfo) as database, database.server.connect("other") as other:
-        assert locks.claim(other, db.scalar("SELECT 't'::regclass::oid"))
+        assert claim(other, db.scalar("SELECT 't'::regclass::oid"))
         result = database.reindex(["t"])
     assert {type(error) for error in result.failures.values()} == {Refused}
     assert rebuild.invalid(db) == set()

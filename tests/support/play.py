@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -160,3 +161,22 @@ def fails(play: Play, error: type[PgleanError], **options: Any) -> PgleanError:
     with pytest.raises(error) as caught:
         play.repack(**options)
     return caught.value
+
+
+@contextlib.contextmanager
+def standing_still(points: tuple[str, ...], times: int, wait: Callable[[], None]) -> Iterator[None]:
+    """Wait at each of the points, the first so many times that a run comes there."""
+    counts = dict.fromkeys(points, times)
+    lock = threading.Lock()
+
+    def pause(point: str) -> None:
+        with lock:
+            counts[point] -= 1
+            if counts[point] < 0:
+                return
+        wait()
+
+    with contextlib.ExitStack() as stack:
+        for point in points:
+            stack.enter_context(pausepoint.intercept(point, partial(pause, point)))
+        yield

@@ -28,6 +28,7 @@ ORDER = [
     "server",
     "catalog",
     "selection",
+    "claim",
     "locks",
     "processors",
     "disk",

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from pglean import catalog, selection
+from pglean.claim import claimed
 from pglean.engines import candidate
 from pglean.engines.candidate import Candidate, Relation
 from pglean.errors import Finding, PgleanError, Refused, UsageError
-from pglean.locks import Patience, Policy, claimed, patiently
+from pglean.locks import Patience, Policy, patiently
 from pglean.options import Options
 from pglean.result import failure
 from pglean.server import Connection, Server, scalar

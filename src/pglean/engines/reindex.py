@@ -26,13 +26,14 @@ from functools import partial
 import psycopg
 from psycopg import sql
 
+from pglean.claim import claim, release
 from pglean.engines import candidate
 from pglean.engines.candidate import Candidate, Relation
 from pglean.engines.plan import ReindexPlan, Work
 from pglean.engines.removal import is_left, remove
 from pglean.engines.watch import Place, Watch
 from pglean.errors import ConnectionLost, Interrupted, LockNotObtained, PgleanError, Refused
-from pglean.locks import Patience, Policy, claim, patiently, release
+from pglean.locks import Patience, Policy, patiently
 from pglean.pausepoint import reach
 from pglean.progress import Callback, Reporter
 from pglean.result import RebuiltIndex, ReindexResult

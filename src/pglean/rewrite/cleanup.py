@@ -19,8 +19,9 @@ from psycopg import sql
 from pglean import catalog
 from pglean.capture import wal
 from pglean.capture.trigger import TriggerCapture, silence
+from pglean.claim import claim, release
 from pglean.errors import LockNotObtained, TableChanged
-from pglean.locks import Mode, OverBudget, Patience, blockers_of, claim, locked, patiently, release
+from pglean.locks import Mode, OverBudget, Patience, blockers_of, locked, patiently
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.phase import ENDS_AS

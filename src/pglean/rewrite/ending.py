@@ -16,6 +16,7 @@ from dataclasses import replace
 import psycopg
 
 from pglean import pausepoint
+from pglean.claim import claim, release
 from pglean.errors import (
     ConnectionLost,
     DiskFull,
@@ -28,7 +29,7 @@ from pglean.errors import (
     TakenOver,
     VerificationFailed,
 )
-from pglean.locks import Patience, Policy, claim, release
+from pglean.locks import Patience, Policy
 from pglean.options import Capture, Options
 from pglean.rewrite import cleanup
 from pglean.rewrite import job as jobs

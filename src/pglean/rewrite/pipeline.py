@@ -18,9 +18,10 @@ import psycopg
 from psycopg import errors as pg
 
 from pglean import capture, catalog, disk
+from pglean.claim import claim, release
 from pglean.engines import repair
 from pglean.errors import CaptureGap, IndexesChanged, LockNotObtained, TableChanged, UsageError
-from pglean.locks import Mode, OverBudget, Patience, claim, locked, patiently, release
+from pglean.locks import Mode, OverBudget, Patience, locked, patiently
 from pglean.options import Capture, InvalidIndexes, Options
 from pglean.progress import Callback, Progress, Reporter
 from pglean.result import RelationSize, Result

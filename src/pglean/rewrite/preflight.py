@@ -8,8 +8,9 @@ from dataclasses import replace
 from pglean import catalog, disk
 from pglean.capture import requirements
 from pglean.catalog import Fingerprint
+from pglean.claim import claimed
 from pglean.errors import Finding, Refused
-from pglean.locks import claimed, patiently
+from pglean.locks import patiently
 from pglean.options import Capture, InvalidIndexes, Options
 from pglean.rewrite import checks, ending, order, schema, shadow
 from pglean.rewrite import job as jobs

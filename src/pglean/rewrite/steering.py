@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 
+from pglean.claim import claim, release
 from pglean.errors import LockNotObtained, UsageError
-from pglean.locks import claim, release
 from pglean.options import Options
 from pglean.rewrite import cleanup, ending
 from pglean.rewrite import job as jobs
