@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 import pglean
-from pglean import pausepoint
+from pglean import cli, pausepoint
 from pglean.capture import decoder
 from pglean.embedded import EmbeddedServer
 from pglean.errors import (
@@ -374,16 +374,21 @@ def test_orphans(stage: Stage) -> None:
     check(stage)
 
 
-def test_orphans_are_dropped(stage: Stage) -> None:
+def test_orphans_are_dropped(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     def pause() -> None:
         raise Paused("paused")
 
     assert isinstance(repack(stage, Fault("phase: indexing", pause), capture="wal", max_slot_wal_bytes=1 << 30), Paused)
     stage.db.execute("DROP SCHEMA pglean CASCADE")
-    with pglean.connect(stage.db.conninfo) as database:
-        assert len(database.orphans(drop=True)) == 2
-        assert database.orphans() == []
+    assert cli.run(["status", stage.db.conninfo]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(" pglean_")[0] for line in told] == ["publication", "replication slot"]
+    assert all(f"`pglean cleanup -d {stage.db.name}` drops it" in line for line in told)
+    assert cli.run(["cleanup", stage.db.conninfo]) == 0
+    assert capsys.readouterr().out.count(": dropped, its run is not known any more") == 2
     assert left(stage) == []
+    assert cli.run(["uninstall", stage.db.conninfo]) == 0
+    assert capsys.readouterr().out == "there is no schema pglean\n"
     check(stage)
 
 
