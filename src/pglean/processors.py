@@ -6,15 +6,16 @@ on two processors with 4,000 updates a second, two workers that copied for 0.4 s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import psycopg
 
-from pglean.server import Connection, scalar
+from pglean.server import Connection
 from pglean.sql import query
 
-#: With less of an idle processor another worker would have to share one with the application.
-ENOUGH = 0.8
+#: What others must leave, in processors, for a worker more beside the one that works: with less it would share with them.
+ENOUGH = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +25,19 @@ class Sample:
     count: int
     idle: int
     total: int
+    #: What sessions of ours have used, and the WAL writer, which is kept busy by them.
+    ours: int = 0
 
-    def idle_until(self, later: Sample) -> float:
-        """Processors that were idle between the two samples, on average."""
+    def left_until(self, later: Sample) -> float:
+        """Processors that were idle or ours between the two samples, on average."""
         ticks = later.total - self.total
-        return self.count * (later.idle - self.idle) / ticks if ticks > 0 else 0.0
+        if ticks <= 0:
+            return 0.0
+        return self.count * (later.idle - self.idle + later.ours - self.ours) / ticks
 
 
-def parse(text: str) -> Sample | None:
-    """The first lines of /proc/stat; None where it is something else.
+def parse(text: str, processes: Iterable[str] = ()) -> Sample | None:
+    """The first lines of /proc/stat, and /proc/PID/stat of each process of ours; None where it is something else.
 
     Waiting for the disk does not count as idle: another worker would want the disk as well.
     """
@@ -41,30 +46,38 @@ def parse(text: str) -> Sample | None:
         return None
     # user nice system idle iowait irq softirq steal; what guests have had is in `user` already.
     ticks = [int(value) for value in lines[0][1:9]]
-    return Sample(len(lines) - 1, ticks[3], sum(ticks))
+    return Sample(len(lines) - 1, ticks[3], sum(ticks), sum(map(_ticks, processes)))
 
 
-def sample(conn: Connection) -> Sample | None:
+def _ticks(stat: str) -> int:
+    """User and system time of a process: the 14th and 15th field, the second being its name in parentheses."""
+    return sum(map(int, stat.rpartition(")")[2].split()[11:13]))
+
+
+def sample(conn: Connection, pids: list[int]) -> Sample | None:
     """The server's processors now; None where that cannot be known: no Linux, or no right to read files there."""
     try:
-        text = scalar(conn, query("report.processors"))
+        row = conn.execute(query("report.processors"), {"pids": pids}).fetchone()
     except psycopg.errors.InsufficientPrivilege:
         return None
-    return parse(text) if text else None
+    assert row is not None
+    return parse(row[0], row[1]) if row[0] else None
 
 
 class Meter:
-    """How many processors have been idle, on average, since it was made."""
+    """How many processors others have left since it was made."""
 
-    def __init__(self, conn: Connection) -> None:
-        self._before = sample(conn)
+    def __init__(self, conn: Connection, pids: list[int]) -> None:
+        """`pids`: of the sessions that are ours."""
+        self._pids = pids
+        self._before = sample(conn, pids)
 
-    def idle(self, conn: Connection) -> float | None:
-        """Idle processors until now; None where that cannot be known."""
-        now = sample(conn)
-        return None if self._before is None or now is None else self._before.idle_until(now)
+    def left(self, conn: Connection) -> float | None:
+        """Processors that were idle or ours until now; None where that cannot be known."""
+        now = sample(conn, self._pids)
+        return None if self._before is None or now is None else self._before.left_until(now)
 
     def busy(self, conn: Connection) -> bool:
-        """Whether there is none that another worker would have for itself; False where that cannot be known."""
-        idle = self.idle(conn)
-        return idle is not None and idle < ENOUGH
+        """Whether others leave none to a worker more; False where that cannot be known."""
+        left = self.left(conn)
+        return left is not None and left < ENOUGH

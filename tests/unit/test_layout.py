@@ -53,6 +53,7 @@ ORDER = [
     "rewrite.plan",
     "rewrite.status",
     "rewrite.run",
+    "rewrite.flush",
     "rewrite.shadow",
     "rewrite.indexes",
     "rewrite.baseline",

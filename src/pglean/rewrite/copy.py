@@ -39,14 +39,14 @@ from pglean.table import Table, quote_name
 _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
 
 #: For so long one worker copies alone, then all, before it is decided whether they all go on; and a look at that.
-_TRIAL_S, _ASK_S = 0.4, 0.05
+_TRIAL_S, _ASK_S = 0.2, 0.05
 #: All workers together must be so much faster than one.
 _PAYS = 1.25
 #: So many commits of others that wait for the disk are a queue; how often it is looked at; how often in vain.
 _QUEUE, _QUEUE_LOOK_S, _IN_VAIN = 2, 0.01, 2
 #: The target time of a chunk after which there was a queue.
 _GENTLE_MS = 100
-#: Share of the table that is copied when an idle worker begins to freeze.
+#: Share of the table that is copied when a worker begins to freeze.
 _FREEZE_FROM = 0.7
 
 
@@ -263,7 +263,7 @@ def _run(run: Run) -> None:
         run.reporter.total(run.pieces if order.ranges is not None else 0, "ranges")
     run.reporter.resumed(sum(end - first for first, end, _ in done), rows=sum(rows for _, _, rows in done))
     crew = Crew(takers)
-    meter = Meter(run.control)
+    meter = Meter(run.control, [conn.info.backend_pid for conn in run.server.connections])
 
     def work(conn: Connection, worker: str, number: int) -> None:
         def crowded() -> bool:
@@ -289,12 +289,19 @@ def _copy(
     crowded: Callable[[], bool],
 ) -> None:
     courtesy = Courtesy()
+    # One of several, once: what is still in the buffers is frozen at little cost, and less is left for the end.
+    freezes = number == 1
     while not run.workers.stopping.is_set() and run.pause is None and ranges.handed_out < 1:
         if not crew.works(number):
             if crew.decided.is_set():
-                _freeze_meanwhile(run, conn, number, ranges)
+                run.parallel_pays = False
+                if freezes:
+                    _freeze(run, conn, ranges)
                 return
             continue
+        if freezes and ranges.handed_out >= _FREEZE_FROM:
+            freezes = False
+            _freeze(run, conn, ranges)
         if not _let_in(run) or (pieces := ranges.take()) is None:
             return
         first, end = pieces
@@ -318,16 +325,15 @@ def _let_in(run: Run) -> bool:
     return True
 
 
-def _freeze_meanwhile(run: Run, conn: Connection, number: int, ranges: Ranges) -> None:
-    """What a worker that does not copy can do: freeze the first part of the shadow, so that less is left for later."""
-    if number != 1 or run.baseline is not None:
+def _freeze(run: Run, conn: Connection, ranges: Ranges) -> None:
+    """Freeze the first part of the shadow while others copy the rest; wait until there is enough of it."""
+    if run.baseline is not None:
         # What a snapshot is held from before cannot be frozen.
         return
     while ranges.handed_out < _FREEZE_FROM:
         if run.workers.stopping.is_set() or run.pause is not None:
             return
         run.server.rest(_ASK_S)
-    run.parallel_pays = False
     if run.workers_to_spare(conn):
         vacuum(run, conn)
 

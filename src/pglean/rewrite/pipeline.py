@@ -42,6 +42,7 @@ from pglean.rewrite import (
     verify,
 )
 from pglean.rewrite import job as jobs
+from pglean.rewrite.flush import Flush
 from pglean.rewrite.phase import RESUMES_WITH, Phase
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.run import GoBack, Run, Workers
@@ -61,6 +62,8 @@ class Step:
 
     phase: Phase
     act: Callable[[Run], object]
+    #: Whether much is written in it.
+    writes: bool = False
 
 
 # ---- what is done in each phase
@@ -174,8 +177,8 @@ def _analyze(run: Run, conn: Connection) -> None:
 
 STEPS = (
     Step(Phase.CAPTURING, _capture),
-    Step(Phase.COPYING, copy.run),
-    Step(Phase.INDEXING, _index),
+    Step(Phase.COPYING, copy.run, writes=True),
+    Step(Phase.INDEXING, _index, writes=True),
     Step(Phase.CATCHING_UP, catchup.run),
     Step(Phase.VERIFYING, _verify),
     Step(Phase.READY, ready.run),
@@ -388,7 +391,7 @@ def _walk(run: Run, keeper: Connection, throttle: Throttle, first: Phase) -> dic
         first = _revive(run, first)
     position = _POSITION[first]
     watched = False
-    with contextlib.ExitStack() as watch:
+    with Flush(run.server, f"{run.job.id} {run.table.name} flush") as flush, contextlib.ExitStack() as watch:
         while position < len(STEPS):
             step = STEPS[position]
             if step.phase is Phase.CLEANING:
@@ -399,6 +402,7 @@ def _walk(run: Run, keeper: Connection, throttle: Throttle, first: Phase) -> dic
                 watch.enter_context(watching(run, keeper, throttle))
                 watched = True
             started = time.monotonic()
+            (flush.busy.set if step.writes else flush.busy.clear)()
             position = _take(run, step)
             seconds[step.phase.label] = seconds.get(step.phase.label, 0.0) + time.monotonic() - started
     return seconds

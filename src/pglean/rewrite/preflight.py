@@ -21,8 +21,8 @@ from pglean.rewrite.status import command
 from pglean.server import Connection, Server
 from pglean.table import Table
 
-#: Sessions beside the workers: watch, control, and one for pausing writers; capture from the WAL has one that records.
-_OTHER_SESSIONS, _DECODER_SESSIONS = 3, 1
+#: Sessions beside the workers: watch, control, flush, and one for pausing writers; capture from the WAL has one that records.
+_OTHER_SESSIONS, _DECODER_SESSIONS = 4, 1
 
 
 def plan(server: Server, oid: int, options: Options) -> Plan:

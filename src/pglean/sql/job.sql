@@ -113,3 +113,9 @@ SELECT pg_try_advisory_xact_lock_shared(%(namespace)s, %(key)s) AND (SELECT epoc
 -- name: supersede
 -- Held for as long as the session lives.
 SELECT pg_advisory_lock(%(namespace)s, %(key)s)
+
+-- name: flush
+-- A row where so much WAL has gathered; whoever has locked it has his commit waited for.
+SELECT true FROM pglean.version
+ WHERE pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() > %(bytes)s
+ LIMIT 1 FOR UPDATE SKIP LOCKED

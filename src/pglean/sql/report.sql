@@ -13,8 +13,11 @@ UNION ALL
 SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn
 
 -- name: processors
--- The counters stand in front; what follows them can be long.
-SELECT pg_read_file('/proc/stat', 0, 32768, true)
+-- The counters stand in front; what follows them can be long. Of processes: ours, and the one that we keep busy.
+SELECT pg_read_file('/proc/stat', 0, 32768, true),
+       ARRAY(SELECT f.stat
+               FROM pg_stat_activity AS a, pg_read_file('/proc/' || a.pid || '/stat', 0, 4096, true) AS f(stat)
+              WHERE (a.pid = ANY(%(pids)s) OR a.backend_type = 'walwriter') AND f.stat IS NOT NULL)
 
 -- name: wal_waiters
 -- Sessions of others that wait for their commit to reach the disk.
