@@ -14,7 +14,7 @@ import psycopg
 from pglean.server import Connection
 from pglean.sql import query
 
-#: What others must leave, in processors, for a worker more beside the one that works: with less it would share with them.
+#: Processors that others must leave for a worker more beside the one that works: with fewer it would share theirs.
 ENOUGH = 1.5
 
 

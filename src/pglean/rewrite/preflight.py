@@ -21,7 +21,7 @@ from pglean.rewrite.status import command
 from pglean.server import Connection, Server
 from pglean.table import Table
 
-#: Sessions beside the workers: watch, control, flush, and one for pausing writers; capture from the WAL has one that records.
+#: Sessions beside the workers: watch, control, flush, and one for pausing writers; capture from the WAL has one more.
 _OTHER_SESSIONS, _DECODER_SESSIONS = 4, 1
 
 

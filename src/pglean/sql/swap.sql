@@ -73,16 +73,20 @@ UPDATE pg_catalog.pg_class AS t
 -- name: toast_names_away
 -- What a failed REINDEX CONCURRENTLY has left of the old TOAST table goes with that, under whatever name.
 UPDATE pg_catalog.pg_class AS t
-   SET relname = 'pglean_toast_' || m.oid || CASE WHEN t.relkind = 'i' THEN '_index' ELSE '' END
-  FROM pg_catalog.pg_class AS m
- WHERE m.oid IN (%(table)s, %(shadow)s)
-   AND (t.oid = m.reltoastrelid
-        OR t.oid IN (SELECT i.indexrelid FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND m.reltoastrelid <> 0 AND i.indisvalid))
+   SET relname = 'pglean_toast_' || n.main || n.suffix
+  FROM pg_catalog.pg_class AS m, LATERAL (
+       SELECT m.oid, m.reltoastrelid, '' WHERE m.reltoastrelid <> 0
+       UNION ALL
+       SELECT m.oid, i.indexrelid, '_index'
+         FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND i.indisvalid) AS n(main, oid, suffix)
+ WHERE m.oid IN (%(table)s, %(shadow)s) AND t.oid = n.oid
 
 -- name: toast_names
 UPDATE pg_catalog.pg_class AS t
-   SET relname = 'pg_toast_' || m.oid || CASE WHEN t.relkind = 'i' THEN '_index' ELSE '' END
-  FROM pg_catalog.pg_class AS m
- WHERE m.oid IN (%(table)s, %(shadow)s)
-   AND (t.oid = m.reltoastrelid
-        OR t.oid IN (SELECT i.indexrelid FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND m.reltoastrelid <> 0 AND i.indisvalid))
+   SET relname = 'pg_toast_' || n.main || n.suffix
+  FROM pg_catalog.pg_class AS m, LATERAL (
+       SELECT m.oid, m.reltoastrelid, '' WHERE m.reltoastrelid <> 0
+       UNION ALL
+       SELECT m.oid, i.indexrelid, '_index'
+         FROM pg_catalog.pg_index AS i WHERE i.indrelid = m.reltoastrelid AND i.indisvalid) AS n(main, oid, suffix)
+ WHERE m.oid IN (%(table)s, %(shadow)s) AND t.oid = n.oid
