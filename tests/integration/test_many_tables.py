@@ -1,0 +1,55 @@
+"""A database of very many tables: nothing that a run asks of the catalogs grows with their number.
+
+Under the exclusive lock a query for each relation of the database kept everybody waiting for more than a second with
+20,000 tables.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import pglean
+from tests.servers import Database
+from tests.support.oracle import until
+
+pytestmark = pytest.mark.newest
+
+_TABLES = 1500
+_MAKE = f"""
+DO $$
+BEGIN
+    FOR i IN 1 .. {_TABLES} LOOP
+        EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY, v text)', i);
+    END LOOP;
+END $$
+"""
+# Those that have a row, or several, for each relation.
+_LOOKUPS = """
+SELECT relname, coalesce(seq_scan, 0) + coalesce(idx_scan, 0) FROM pg_stat_sys_tables
+ WHERE relname IN ('pg_class', 'pg_index', 'pg_attribute', 'pg_depend', 'pg_constraint', 'pg_trigger', 'pg_inherits')
+"""
+
+
+def _lookups(db: Database) -> dict[str, int]:
+    """How often each catalog was looked into, once all sessions of ours have ended, with which they tell it."""
+    ours = (
+        "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND application_name ~ '^pglean '"
+    )
+    until(lambda: bool(db.scalar(ours)), "all sessions have ended")
+    return {name: int(count) for name, count in db.fetchall(_LOOKUPS)}
+
+
+def test_no_catalog_is_asked_for_each_relation(db: Database) -> None:
+    db.execute(_MAKE)
+    db.execute("CREATE TABLE orders (id int PRIMARY KEY, v text); CREATE INDEX ON orders (v)")
+    db.execute("INSERT INTO orders SELECT i, i FROM generate_series(1, 100) AS i")
+    db.execute("VACUUM ANALYZE")
+    before: dict[str, int] = {}
+    # The first run makes the schema.
+    for _ in range(2):
+        before = _lookups(db)
+        with pglean.connect(db.conninfo) as database:
+            database.repack("orders")
+    asked = {name: count - before[name] for name, count in _lookups(db).items()}
+    # Each table has a TOAST table, and both have an index.
+    assert all(count < 4 * _TABLES for count in asked.values()), asked
