@@ -91,6 +91,8 @@ PURE = [
     "bloat.estimate",
     "bloat.finding",
     "bloat.reckoning",
+    "advice.figures",
+    "advice.cost",
     "rewrite.phase",
 ]
 

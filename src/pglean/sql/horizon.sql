@@ -35,4 +35,4 @@ SELECT 'standby', r.pid, '', r.usename, coalesce(r.application_name, ''), NULL, 
 
 -- name: hidden
 -- Other sessions that the role may not look at.
-SELECT count(*) FROM pg_stat_activity WHERE backend_type IS NULL AND pid <> pg_backend_pid()
+SELECT count(*) FROM pg_stat_activity WHERE backend_type IS NULL AND usesysid IS NOT NULL AND datid IS NOT NULL
