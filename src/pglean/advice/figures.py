@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pglean.bloat.finding import TableBloat
+from pglean.bloat.finding import Method, TableBloat
 
 _OFF = frozenset({"off", "false", "no", "0", "f", "n", "of", "fa", "fal", "fals"})
 #: Up to this version a dead row takes six bytes of VACUUM's memory, of which it uses 1 GB at most.
@@ -45,10 +45,11 @@ class Activity:
     """What the server counts of a table, and how it is set to be vacuumed."""
 
     oid: int
-    #: Live rows; None where nobody has counted them.
+    #: Rows by the last VACUUM or ANALYZE, by which autovacuum takes its threshold; None where nobody has counted.
     rows: float | None
+    #: Rows by the counters; 0 where these have been reset since.
+    live_rows: float
     dead_rows: float
-    toast_dead_rows: float
     updated: int
     deleted: int
     hot_updated: int
@@ -60,9 +61,8 @@ class Activity:
     #: Share of the pages that VACUUM need not read.
     visible_share: float
     fillfactor: int
-    #: Storage parameters, of the table and of its TOAST table.
+    #: Storage parameters.
     options: Mapping[str, str]
-    toast_options: Mapping[str, str]
     #: The last VACUUM of any kind, and the last by itself.
     vacuumed: datetime.datetime | None
     autovacuumed: datetime.datetime | None
@@ -137,8 +137,13 @@ class Case:
 
     @property
     def rows(self) -> float:
-        """Live rows, 0 where that is not known."""
+        """By the last VACUUM or ANALYZE, 0 where that is not known."""
         return self.activity.rows or 0.0
+
+    @property
+    def live_rows(self) -> float:
+        """The same by what was written since."""
+        return self.activity.live_rows or self.rows
 
     @property
     def row_bytes(self) -> float:
@@ -152,14 +157,15 @@ class Case:
     def dead_bytes(self) -> int:
         """What dead rows take in heap and TOAST."""
         heap, toast = self.bloat.heap, self.bloat.toast
+        measured = heap.dead_bytes if heap.method in (Method.APPROX, Method.EXACT) else None
         counted = int(min(self.activity.dead_rows * self.row_bytes, heap.bytes))
         in_toast = (toast.dead_bytes or 0) if toast is not None else 0
-        return (counted if heap.dead_bytes is None else heap.dead_bytes) + in_toast
+        return (counted if measured is None else measured) + in_toast
 
     @property
     def dead_share(self) -> float:
         """Of the rows and row versions of the heap."""
-        return self.activity.dead_rows / max(self.rows + self.activity.dead_rows, 1.0)
+        return self.activity.dead_rows / max(self.live_rows + self.activity.dead_rows, 1.0)
 
     # ---- autovacuum
 

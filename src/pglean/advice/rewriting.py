@@ -87,7 +87,7 @@ def reindex(case: Case) -> Iterator[Action]:
     if bloated(case):
         return
     # Of dead rows there are entries as well, which VACUUM removes.
-    dead = case.activity.dead_rows / max(case.rows, 1.0)
+    dead = case.activity.dead_rows / max(case.live_rows, 1.0)
     exclusion = {index.name for index in case.indexes if index.exclusion}
     chosen = [
         index

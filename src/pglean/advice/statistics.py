@@ -62,8 +62,8 @@ def read(server: Server, conn: Connection, tables: Sequence[TableBloat]) -> Figu
 def _activity(
     oid: int,
     rows: float | None,
+    live: float,
     dead: float,
-    toast_dead: float,
     updated: int,
     deleted: int,
     hot: int,
@@ -71,7 +71,6 @@ def _activity(
     scans: int,
     visible: float,
     options: list[str] | None,
-    toast_options: list[str] | None,
     vacuumed: Any,
     autovacuumed: Any,
     *,
@@ -80,8 +79,8 @@ def _activity(
     return Activity(
         oid=oid,
         rows=rows,
+        live_rows=live,
         dead_rows=dead,
-        toast_dead_rows=toast_dead,
         updated=updated,
         deleted=deleted,
         hot_updated=hot,
@@ -91,7 +90,6 @@ def _activity(
         visible_share=min(visible, 1.0),
         fillfactor=int(_options(options).get("fillfactor", 100)),
         options=_options(options),
-        toast_options=_options(toast_options),
         vacuumed=vacuumed,
         autovacuumed=autovacuumed,
     )

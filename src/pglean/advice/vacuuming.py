@@ -204,7 +204,7 @@ def freezing(ages: Sequence[Age], oldest: Hold | None) -> Iterator[Action]:
 
 
 def _dead(case: Case) -> str:
-    dead, rows = case.activity.dead_rows, case.rows
+    dead, rows = case.activity.dead_rows, case.live_rows
     text = f"{dead:,.0f} of {rows + dead:,.0f} rows are dead ({case.dead_share:.0%})"
     if case.autovacuumed:
         text += f", autovacuum comes from {case.threshold:,.0f} on"

@@ -17,17 +17,15 @@ SELECT current_setting('autovacuum')::bool AND current_setting('track_counts')::
  CROSS JOIN (SELECT nullif(setting::bigint, -1) * 1024 FROM pg_settings WHERE name = 'autovacuum_work_mem') AS autovacuum(bytes)
 
 -- name: tables
-SELECT c.oid, nullif(c.reltuples, -1)::float8, pg_stat_get_dead_tuples(c.oid)::float8,
-       coalesce(pg_stat_get_dead_tuples(t.oid), 0)::float8,
+SELECT c.oid, nullif(c.reltuples, -1)::float8, pg_stat_get_live_tuples(c.oid)::float8, pg_stat_get_dead_tuples(c.oid)::float8,
        pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid), pg_stat_get_tuples_hot_updated(c.oid),
        pg_stat_get_tuples_fetched(c.oid), pg_stat_get_numscans(c.oid),
        coalesce(c.relallvisible::float8 / nullif(c.relpages, 0), 0),
-       c.reloptions, t.reloptions,
+       c.reloptions,
        greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)),
        pg_stat_get_last_autovacuum_time(c.oid)
   FROM unnest(%(oids)s::oid[]) AS wanted(oid)
   JOIN pg_class c USING (oid)
-  LEFT JOIN pg_class t ON t.oid = c.reltoastrelid AND c.reltoastrelid <> 0
 
 -- name: moved
 -- From PostgreSQL 16 on.
