@@ -56,7 +56,7 @@ def write(db: Database, *statements: Query) -> None:
 def counted(db: Database, condition: str, table: str = "items") -> None:
     """Wait until the server has counted what was written."""
     text = sql.SQL("SELECT coalesce(bool_or({condition}), false) FROM pg_stat_user_tables WHERE relname = {table}")
-    found = text.format(condition=sql.SQL(condition), table=sql.Literal(table))  # type: ignore[arg-type]
+    found = text.format(condition=sql.SQL(condition), table=sql.Literal(table))
     until(lambda: bool(db.scalar(found)), f"{condition} is counted")
 
 
@@ -79,7 +79,7 @@ def do(db: Database, action: Action) -> None:
     """What it says, in psql."""
     assert action.command.endswith(";")
     for statement in action.command.rstrip(";").split("; "):
-        db.execute(statement)  # type: ignore[arg-type]
+        db.execute(statement)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from psycopg import sql
 
 import pglean
 from pglean import horizon
+from pglean.advice import survey
 from pglean.advice.advice import Action, Advice, Hold, Kind
 from pglean.embedded import EmbeddedServer
 from pglean.horizon import Holding
@@ -106,14 +107,16 @@ def test_idle_in_transaction(db: Database) -> None:
     assert action.command == f"SELECT pg_terminate_backend({session.info.backend_pid});"
     assert "old report, idle in transaction, transaction open for 0:00:0" in action.reason
     assert action.reason.endswith("; its query: SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 'the report'")
-    (nothing,) = (one for one in advise(db) if one.kind is Kind.NOTHING)
-    assert "5,000 rows are dead, which cannot be removed yet: the horizon is held by pid " in nothing.reason
+    advice = advise(db)
+    (wait,) = (one for one in advice if one.kind is Kind.WAIT)
+    assert "5,000 rows are dead, which cannot be removed yet: the horizon is held by pid " in wait.reason
+    assert (advice.looked_at, advice.fine) == (1, 0)
     session.close()
     until(lambda: advise(db).holds == (), "it has ended")
     released(db)
 
 
-def test_a_transaction_that_began_after_the_last_vacuum(db: Database) -> None:
+def test_a_transaction_that_began_after_the_last_vacuum(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is dead may go or not: VACUUM is advised, with a word about it."""
     with db.connect() as session:
         session.execute("DELETE FROM items WHERE id <= 5000")
@@ -123,7 +126,11 @@ def test_a_transaction_that_began_after_the_last_vacuum(db: Database) -> None:
     db.execute("SELECT pg_current_xact_id()")
     (action,) = advise(db)
     assert action.kind is Kind.VACUUM
+    # Whoever has just begun will be gone soon.
     assert not any("the horizon is held" in note for note in action.notes)
+    monkeypatch.setattr(survey, "_OPEN_S", 0.0)
+    (action,) = advise(db)
+    assert f"what has died since the horizon is held by pid {reader.info.backend_pid} " in action.notes[-1]
     reader.close()
 
 

@@ -28,16 +28,18 @@ class Kind(StrEnum):
     FILLFACTOR = "fillfactor"
     #: Only a hint: whether an index is needed is known by those who made it.
     DROP_INDEX = "drop-index"
+    #: Nothing before somebody lets go of the vacuum horizon.
+    WAIT = "wait"
     NOTHING = "nothing"
 
 
-_RANKS = {Kind.END_HOLDER: 1, Kind.DROP_INDEX: 3, Kind.NOTHING: 4}
+_RANKS = {Kind.END_HOLDER: 1, Kind.DROP_INDEX: 3, Kind.WAIT: 4, Kind.NOTHING: 5}
 _RANK, _URGENT = 2, 0
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that helps; or, of `Kind.NOTHING`, that nothing would."""
+    """Something that helps; or, of `Kind.WAIT` and `Kind.NOTHING`, that nothing would, yet or at all."""
 
     kind: Kind
     #: Qualified, quoted where psql would; empty where it is about no table.

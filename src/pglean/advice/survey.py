@@ -76,13 +76,16 @@ def look(server: Server, conn: Connection, request: Request, on_table: bloat.Cal
     oldest = next((hold for hold in holds if not hold.holder.catalogs_only), None)
     actions += vacuuming.freezing(ages, oldest)
     freezing = {action.table for action in actions}
+    held = [hold.holder for hold in holds]
+    telling = [holder for holder in holders if holder in held or holder.lasts(_OPEN_S)]
     fine = unknown = 0
     for case in cases:
-        own = list(_of_table(case, vacuums, holders))
+        own = list(_of_table(case, vacuums, telling))
         if not own and case.name not in freezing:
-            fine += case.bloat.heap.known
+            nothing = _nothing(case)
+            fine += nothing.kind is Kind.NOTHING and case.bloat.heap.known
             unknown += not case.bloat.heap.known
-            own = [_nothing(case)] if request.bloat.tables else []
+            own = [nothing] if request.bloat.tables else []
         actions += own
     actions.sort(key=lambda action: action.rank)
     return Advice(
@@ -201,8 +204,8 @@ def _of_table(case: Case, vacuums: Sequence[Vacuum], holders: Sequence[Holder]) 
 
 
 def _noting(action: Action, holders: Sequence[Holder]) -> Action:
-    """What of the dead rows may have to stay."""
-    oldest = next((holder for holder in holders if not holder.catalogs_only and holder.lasts(_OPEN_S)), None)
+    """What of the dead rows may have to stay, by those who have held the horizon for a while."""
+    oldest = next((holder for holder in holders if not holder.catalogs_only), None)
     if oldest is None:
         return action
     note = f"what has died since the horizon is held by {oldest.phrase} stays until that ends"
@@ -220,7 +223,8 @@ def _nothing(case: Case) -> Action:
     )
     if case.kept_by is not None:
         reason += f", which cannot be removed yet: the horizon is held by {case.kept_by}"
-    return Action(Kind.NOTHING, case.name, reason)
+    waits = case.kept_by is not None and case.dead_bytes >= max(case.min_gain_bytes, 1)
+    return Action(Kind.WAIT if waits else Kind.NOTHING, case.name, reason)
 
 
 def _warnings(server: Server, conn: Connection, found: Bloat, holders: Sequence[Holder]) -> Iterator[Finding]:

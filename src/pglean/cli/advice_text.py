@@ -25,12 +25,16 @@ _TITLES = {
     Kind.REINDEX: "rebuild indexes",
     Kind.FILLFACTOR: "leave room for updates",
     Kind.DROP_INDEX: "an index that may not be needed",
+    Kind.WAIT: "nothing to do before the horizon is let go",
     Kind.NOTHING: "nothing to do",
 }
 
 
-def advice_text(found: Advice, top: int) -> RenderableType:
-    """What stands in the way, the first `top` actions, and what all of it comes to."""
+def advice_text(found: Advice, top: int, *, folded: bool) -> RenderableType:
+    """What stands in the way, the first `top` actions, and what all of it comes to.
+
+    `folded`: for a terminal, where long lines are folded within their column.
+    """
     parts: list[RenderableType] = []
     if found.holds:
         parts.append(_holds(found))
@@ -40,27 +44,35 @@ def advice_text(found: Advice, top: int) -> RenderableType:
     if parts and found.actions:
         parts.append(Text())
     for number, action in enumerate(found.actions[:top], 1):
-        parts += [_action(number, action), Text()]
+        lines = list(_lines(number, action))
+        parts += [_folded(lines)] if folded else [Text(f"{label:>5}  ").append(text) for label, text in lines]
+        parts.append(Text())
     parts += [Text(line) for line in _summary(found, top)]
     return Group(*parts)
 
 
-def _action(number: int, action: Action) -> RenderableType:
+def _lines(number: int, action: Action) -> Iterator[tuple[str, Text]]:
+    """What is said of an action, each with what it is."""
     title = _TITLES[action.kind] + (f": {action.table}" if action.table else "")
+    urgent = " (urgent)" if action.urgent else ""
+    yield f"{number}.", Text(f"{title}{urgent}", style="bold red" if action.urgent else "bold")
+    yield "why", Text(action.reason)
+    if action.command:
+        yield "do", Text(action.command, style="green")
+        if cost := _cost(action):
+            yield "costs", Text(cost)
+    if action.gain:
+        yield "gives", Text(action.gain)
+    for note in action.notes:
+        yield "note", Text(note)
+
+
+def _folded(lines: list[tuple[str, Text]]) -> RenderableType:
     grid = Grid.grid(padding=(0, 2))
     grid.add_column(width=5, justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
-    style = "bold red" if action.urgent else "bold"
-    grid.add_row(Text(f"{number}.", style=style), Text(title + (" (urgent)" if action.urgent else ""), style=style))
-    grid.add_row("why", Text(action.reason))
-    if action.command:
-        grid.add_row("do", Text(action.command, style="green"))
-        if cost := _cost(action):
-            grid.add_row("costs", Text(cost))
-    if action.gain:
-        grid.add_row("gives", Text(action.gain))
-    for note in action.notes:
-        grid.add_row("note", Text(note))
+    for label, text in lines:
+        grid.add_row(label, text)
     return grid
 
 
@@ -128,5 +140,5 @@ def _summary(found: Advice, top: int) -> Iterator[str]:
         yield f"{of} {found.fine:,} need{'s' if found.fine == 1 else ''} nothing" + (
             f", and of {found.unknown:,} nothing is known" if found.unknown else ""
         )
-    if len(found.actions) > top:
-        yield f"{len(found.actions) - top:,} actions are not listed here, --top N lists more"
+    if (left := len(found.actions) - top) > 0:
+        yield f"{counted(left, 'action')} {'is' if left == 1 else 'are'} not listed here, --top N lists more"

@@ -92,6 +92,7 @@ def advise_command(
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
         return
-    console().print(advice_text(found, top or _TOP), soft_wrap=False)
+    out = console()
+    out.print(advice_text(found, top or _TOP, folded=out.is_terminal))
     for warning in found.warnings:
         console(stderr=True).print(Text(f"pglean: {warning}"), soft_wrap=True)
