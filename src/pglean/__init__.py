@@ -9,7 +9,7 @@ Errors are the tree in `pglean.errors`.
 """
 
 from pglean import errors
-from pglean.advice.advice import Action, Advice, Age, Hold, Kind
+from pglean.advice.advice import Action, ActionKind, Advice, Age, Hold
 from pglean.advice.cost import Cost
 from pglean.advice.figures import Vacuum
 from pglean.api import Database, connect
@@ -28,6 +28,7 @@ from pglean.version import __version__
 
 __all__ = [
     "Action",
+    "ActionKind",
     "Advice",
     "Age",
     "Bloat",
@@ -40,7 +41,6 @@ __all__ = [
     "Finished",
     "Hold",
     "Holder",
-    "Kind",
     "Method",
     "Options",
     "PgleanError",

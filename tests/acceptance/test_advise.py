@@ -93,13 +93,13 @@ def test_json(stage: Stage, run: Run) -> None:
 def test_the_horizon(stage: Stage, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(horizon.Holder, "lasts", lambda holder, long_s=0: holder.age_transactions > 0)
     with stage.db.connect(autocommit=False, application_name="[red] report") as reader:
-        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT '[bold]'")
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT '[bold]\x1b[2J'")
         stage.db.execute("SELECT pg_current_xact_id()")
         status, out, _ = run("advise", "-t", "fine")
         assert status == 0
         assert "the vacuum horizon is held by" in out
         assert f"pid {reader.info.backend_pid} (postgres, [red] report, idle in transaction" in out
-        assert "SELECT '[bold]'" in out
+        assert "SELECT '[bold]\N{REPLACEMENT CHARACTER}[2J'" in out
         (holder,) = json.loads(run("advise", "--json")[1])["horizon"]
         assert (holder["kind"], holder["pid"]) == ("session", reader.info.backend_pid)
         assert holder["end"] == f"SELECT pg_terminate_backend({reader.info.backend_pid});"

@@ -19,7 +19,7 @@ from psycopg import sql
 
 import pglean
 from pglean.advice import dropping, vacuuming
-from pglean.advice.advice import Action, Advice, Kind, words
+from pglean.advice.advice import Action, ActionKind, Advice, words
 from pglean.embedded import EmbeddedServer
 from tests.servers import SETTINGS, Database, Query, create_database
 from tests.support.oracle import until
@@ -65,11 +65,11 @@ def advise(db: Database, *tables: str, user: str = "postgres", **asked: Any) -> 
         return database.advise(tables, **{"min_gain_bytes": _MIN_GAIN, **asked})
 
 
-def kinds(advice: Advice) -> list[Kind]:
+def kinds(advice: Advice) -> list[ActionKind]:
     return [action.kind for action in advice]
 
 
-def the(advice: Advice, kind: Kind) -> Action:
+def the(advice: Advice, kind: ActionKind) -> Action:
     """The only action of its kind."""
     (action,) = (action for action in advice if action.kind is kind)
     return action
@@ -99,7 +99,7 @@ def test_nothing(items: Database) -> None:
     advice = advise(items)
     assert (advice.actions, advice.holds, advice.ages, advice.vacuums) == ((), (), (), ())
     assert (advice.looked_at, advice.fine, advice.unknown) == (1, 1, 0)
-    action = the(advise(items, "items"), Kind.NOTHING)
+    action = the(advise(items, "items"), ActionKind.NOTHING)
     assert re.fullmatch(
         r"of 1\.\d MB a repack would give back .* \(\d%, method: estimate\), and .* of it are what dies between two"
         r" autovacuums and is used again; 0 rows are dead",
@@ -109,7 +109,7 @@ def test_nothing(items: Database) -> None:
     # What few changes leave is no bloat either.
     write(items, "UPDATE items SET n = 1 WHERE id % 20 = 0", "DELETE FROM items WHERE id % 20 = 1")
     counted(items, "n_dead_tup > 1000")
-    assert kinds(advise(items, "items")) == [Kind.NOTHING]
+    assert kinds(advise(items, "items")) == [ActionKind.NOTHING]
 
 
 def test_vacuum(items: Database) -> None:
@@ -118,8 +118,8 @@ def test_vacuum(items: Database) -> None:
     write(items, "ANALYZE items")
     counted(items, "n_mod_since_analyze = 0")
     advice = advise(items, "items")
-    assert kinds(advice) == [Kind.VACUUM]
-    action = the(advice, Kind.VACUUM)
+    assert kinds(advice) == [ActionKind.VACUUM]
+    action = the(advice, ActionKind.VACUUM)
     assert "6,000 of 20,000 rows are dead (30%), autovacuum comes from 2,850 on" in action.reason
     assert "(VACUUM by hand)" in action.reason
     assert action.command == "VACUUM public.items;"
@@ -130,14 +130,14 @@ def test_vacuum(items: Database) -> None:
     do(items, action)
     counted(items, "n_dead_tup = 0")
     # What is free now is used between two autovacuums.
-    assert kinds(advise(items, "items")) == [Kind.NOTHING]
+    assert kinds(advise(items, "items")) == [ActionKind.NOTHING]
 
 
 def test_repack(items: Database) -> None:
     write(items, "DELETE FROM items WHERE id % 10 < 8")
     write(items, "VACUUM ANALYZE items")
     counted(items, "n_dead_tup = 0 AND n_tup_del > 0")
-    action = the(advise(items, "items"), Kind.REPACK)
+    action = the(advise(items, "items"), ActionKind.REPACK)
     assert "method: estimate" in action.reason
     assert action.command == f"pglean repack -d {items.name} -t public.items"
     assert action.cost.disk_bytes < 600_000
@@ -145,7 +145,7 @@ def test_repack(items: Database) -> None:
     with pglean.connect(items.conninfo) as database:
         result = database.repack("items")
     assert result.bytes_before - result.bytes_after == pytest.approx(action.gain_bytes, rel=0.1)
-    assert kinds(advise(items, "items")) == [Kind.NOTHING]
+    assert kinds(advise(items, "items")) == [ActionKind.NOTHING]
 
 
 def test_reindex(items: Database) -> None:
@@ -157,8 +157,8 @@ def test_reindex(items: Database) -> None:
     write(items, "ANALYZE items")
     counted(items, "n_dead_tup = 0 AND n_tup_upd >= 40000")
     advice = advise(items, "items")
-    assert Kind.REPACK not in kinds(advice)
-    action = the(advice, Kind.REINDEX)
+    assert ActionKind.REPACK not in kinds(advice)
+    action = the(advice, ActionKind.REINDEX)
     assert action.command.startswith(f"pglean reindex -d {items.name} -i public.items_n_idx")
     assert "its heap is not bloated" in action.reason
     names = re.findall(r"-i (\S+)", action.command)
@@ -166,17 +166,17 @@ def test_reindex(items: Database) -> None:
         result = database.reindex(indexes=names)
     saved = sum(index.bytes_before - index.bytes_after for index in result.indexes)
     assert saved == pytest.approx(action.gain_bytes, rel=0.15)
-    assert Kind.REINDEX not in kinds(advise(items, "items"))
+    assert ActionKind.REINDEX not in kinds(advise(items, "items"))
 
 
 def test_autovacuum_is_off(items: Database) -> None:
     write(items, "ALTER TABLE items SET (autovacuum_enabled = false)", "UPDATE items SET n = 1 WHERE id % 4 = 0")
     counted(items, "n_tup_upd > 0")
-    action = the(advise(items, "items"), Kind.AUTOVACUUM)
+    action = the(advise(items, "items"), ActionKind.AUTOVACUUM)
     assert action.reason.startswith("autovacuum is switched off for this table; ")
     assert action.command == "ALTER TABLE public.items RESET (autovacuum_enabled);"
     do(items, action)
-    assert Kind.AUTOVACUUM not in kinds(advise(items, "items"))
+    assert ActionKind.AUTOVACUUM not in kinds(advise(items, "items"))
 
 
 def test_autovacuum_comes_too_late(items: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,31 +184,31 @@ def test_autovacuum_comes_too_late(items: Database, monkeypatch: pytest.MonkeyPa
     write(items, "DELETE FROM items WHERE id % 4 = 0")
     write(items, "VACUUM ANALYZE items")
     counted(items, "n_dead_tup = 0 AND n_tup_del > 0")
-    assert kinds(advise(items, "items")) == [Kind.NOTHING]
+    assert kinds(advise(items, "items")) == [ActionKind.NOTHING]
     monkeypatch.setattr(vacuuming, "_LATE_ROWS", 1000)
-    action = the(advise(items, "items"), Kind.AUTOVACUUM)
+    action = the(advise(items, "items"), ActionKind.AUTOVACUUM)
     assert "autovacuum comes only when 50 + 0.2 * 15,000 rows, 3,050 (" in action.reason
     assert action.command == "ALTER TABLE public.items SET (autovacuum_vacuum_scale_factor = 0.02);"
     do(items, action)
-    assert Kind.AUTOVACUUM not in kinds(advise(items, "items"))
+    assert ActionKind.AUTOVACUUM not in kinds(advise(items, "items"))
 
 
 def test_fillfactor(items: Database) -> None:
     write(items, "UPDATE items SET n = 1 WHERE id % 3 = 0")
     write(items, "VACUUM ANALYZE items")
     counted(items, "n_tup_upd > 0 AND n_dead_tup = 0")
-    action = the(advise(items, "items"), Kind.FILLFACTOR)
+    action = the(advise(items, "items"), ActionKind.FILLFACTOR)
     what = "found no room in their page" if items.server.version >= 160000 else "were not heap-only"
     assert what in action.reason
     assert action.command == "ALTER TABLE public.items SET (fillfactor = 85);"
     do(items, action)
-    assert Kind.FILLFACTOR not in kinds(advise(items, "items"))
+    assert ActionKind.FILLFACTOR not in kinds(advise(items, "items"))
     # Where there is room, it is not advised.
     write(items, "ALTER TABLE items SET (fillfactor = 70)", "VACUUM FULL items", "ALTER TABLE items RESET (fillfactor)")
     items.execute("SELECT pg_stat_reset()")
     write(items, "UPDATE items SET n = 2 WHERE id % 4 = 0", "ANALYZE items")
     counted(items, "n_tup_upd > 4000")
-    assert Kind.FILLFACTOR not in kinds(advise(items, "items"))
+    assert ActionKind.FILLFACTOR not in kinds(advise(items, "items"))
 
 
 def test_indexes_that_could_go(items: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_indexes_that_could_go(items: Database, monkeypatch: pytest.MonkeyPatch)
     assert not any("not used once" in action.reason for action in advise(items, "items"))
     monkeypatch.setattr(dropping, "_COUNTED", datetime.timedelta(0))
     monkeypatch.setattr(dropping, "_MADE_TRANSACTIONS", 0)
-    found = {action.command: action for action in advise(items, "items") if action.kind is Kind.DROP_INDEX}
+    found = {action.command: action for action in advise(items, "items") if action.kind is ActionKind.DROP_INDEX}
 
     def why(name: str) -> str:
         return found[f"DROP INDEX CONCURRENTLY public.{name};"].reason.partition(") ")[2]
@@ -256,11 +256,11 @@ def test_order(items: Database) -> None:
     write(items, "SET enable_seqscan = off", *scans)
     counted(items, "idx_scan >= 12")
     # By id rows lie in order.
-    assert Kind.REPACK_ORDER not in kinds(advise(items, "items"))
+    assert ActionKind.REPACK_ORDER not in kinds(advise(items, "items"))
     scans = ["SELECT sum(n), max(note) FROM items WHERE n BETWEEN 0 AND 20000"] * 60
     write(items, "SET enable_seqscan = off", *scans)
     counted(items, "idx_scan >= 72")
-    action = the(advise(items, "items"), Kind.REPACK_ORDER)
+    action = the(advise(items, "items"), ActionKind.REPACK_ORDER)
     assert action.command == f"pglean repack -d {items.name} -t public.items -o n"
     assert re.search(
         r"index items_n_idx was read 60 times, \d\d\d rows each time, which lie scattered .*:"
@@ -269,15 +269,15 @@ def test_order(items: Database) -> None:
     ), action.reason
     with pglean.connect(items.conninfo) as database:
         database.repack("items", order_by="n")
-    assert Kind.REPACK_ORDER not in kinds(advise(items, "items"))
+    assert ActionKind.REPACK_ORDER not in kinds(advise(items, "items"))
 
 
 def test_no_statistics(db: Database) -> None:
     write(db, "CREATE TABLE items (id int)", "INSERT INTO items SELECT generate_series(1, 20000)")
-    action = the(advise(db, "items"), Kind.ANALYZE)
+    action = the(advise(db, "items"), ActionKind.ANALYZE)
     assert "neither VACUUM nor ANALYZE has counted its rows" in action.reason
     do(db, action)
-    assert kinds(advise(db, "items")) == [Kind.NOTHING]
+    assert kinds(advise(db, "items")) == [ActionKind.NOTHING]
 
 
 def _many_dead(db: Database) -> None:
@@ -297,15 +297,15 @@ def test_memory_is_predicted(db: Database) -> None:
     advice = advise(db, "many")
     if db.server.version >= 170000:
         # A dead row takes a fraction of six bytes, nobody knows which.
-        assert Kind.VACUUM_MEMORY not in kinds(advice)
+        assert ActionKind.VACUUM_MEMORY not in kinds(advice)
         return
-    action = the(advice, Kind.VACUUM_MEMORY)
+    action = the(advice, ActionKind.VACUUM_MEMORY)
     assert "400,000 dead rows need 2.3 MB of memory (six bytes each)" in action.reason
     assert "up to 3 passes" in action.reason
     assert action.command == "SET maintenance_work_mem = '3MB'; VACUUM public.many;"
     do(db, action)
     counted(db, "n_dead_tup = 0", "many")
-    assert Kind.VACUUM_MEMORY not in kinds(advise(db, "many"))
+    assert ActionKind.VACUUM_MEMORY not in kinds(advise(db, "many"))
 
 
 def test_a_vacuum_that_goes_over_the_indexes_again_and_again(db: Database) -> None:
@@ -329,11 +329,11 @@ def test_a_vacuum_that_goes_over_the_indexes_again_and_again(db: Database) -> No
             assert told.startswith(f"VACUUM of public.many (pid {session.info.backend_pid}): ")
             assert "each pass reads all indexes: with more memory one would do" in told
             assert (vacuum.table, vacuum.automatic, vacuum.to_prevent_wraparound) == ("public.many", False, False)
-            action = the(advice, Kind.VACUUM_MEMORY) if db.server.version >= 170000 else advice.actions[0]
+            action = the(advice, ActionKind.VACUUM_MEMORY) if db.server.version >= 170000 else advice.actions[0]
             assert any(f"the VACUUM that is running (pid {vacuum.pid}) is at pass " in one.reason for one in advice)
             assert action.command
             # It is being done.
-            assert Kind.VACUUM not in kinds(advice)
+            assert ActionKind.VACUUM not in kinds(advice)
         finally:
             session.cancel_safe()
             thread.join()
@@ -357,13 +357,13 @@ def test_wraparound(db: Database) -> None:
         ("public.old", True, "transactions", 100_000),
     }
     assert all(100_000 < age.age < 110_000 for age in advice.ages)
-    action = next(action for action in advice if action.kind is Kind.FREEZE)
+    action = next(action for action in advice if action.kind is ActionKind.FREEZE)
     assert not action.urgent
     assert action.command == "VACUUM (FREEZE) public.old;"
     assert "from 100,000 on autovacuum comes to freeze" in action.reason
     do(db, action)
     assert advise(db).ages == ()
-    assert Kind.FREEZE not in kinds(advise(db))
+    assert ActionKind.FREEZE not in kinds(advise(db))
 
 
 def test_a_role_without_rights(items: Database) -> None:
@@ -377,7 +377,7 @@ def test_a_role_without_rights(items: Database) -> None:
         assert re.match(r"[1-9]\d* sessions? of other roles cannot be seen", codes["hidden-sessions"].message)
         assert (advice.looked_at, advice.unknown) == (1, 1)
         (action,) = advise(items, "items", user=role)
-        assert action.kind is Kind.NOTHING
+        assert action.kind is ActionKind.NOTHING
         assert action.reason == "nothing is known: no statistics to be seen: the role may not read the table"
     finally:
         items.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))

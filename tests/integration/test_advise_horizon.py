@@ -12,7 +12,7 @@ from psycopg import sql
 import pglean
 from pglean import horizon
 from pglean.advice import survey
-from pglean.advice.advice import Action, Advice, Hold, Kind
+from pglean.advice.advice import Action, ActionKind, Advice, Hold
 from pglean.embedded import EmbeddedServer
 from pglean.horizon import Holding
 from tests.servers import SETTINGS, Database, create_database
@@ -76,25 +76,25 @@ def held(db: Database, kind: Holding) -> tuple[Hold, Action]:
     assert hold.holder.kind is kind
     assert hold.holder.age_transactions > 0
     assert hold.keeps == (("public.items", _DEAD),)
-    (action,) = (one for one in advice if one.kind is Kind.END_HOLDER)
+    (action,) = (one for one in advice if one.kind is ActionKind.END_HOLDER)
     assert advice.actions[0] is action
     assert (
         "VACUUM has been at 1 table since, and could not remove their dead rows: public.items (5,000)" in action.reason
     )
     assert action.gain == "up to 5,000 dead rows can be removed, by the next VACUUM"
-    assert Kind.VACUUM not in [one.kind for one in advice]
+    assert ActionKind.VACUUM not in [one.kind for one in advice]
     return hold, action
 
 
 def released(db: Database) -> None:
     """VACUUM helps again."""
-    (action,) = (one for one in advise(db) if one.kind is Kind.VACUUM)
+    (action,) = (one for one in advise(db) if one.kind is ActionKind.VACUUM)
     assert action.command == "VACUUM public.items;"
     vacuum(db)
     until(lambda: counted(db, "n_dead_tup") == 0, "they are removed")
     advice = advise(db)
     assert advice.holds == ()
-    assert {one.kind for one in advice} <= {Kind.REPACK, Kind.NOTHING}
+    assert {one.kind for one in advice} <= {ActionKind.REPACK, ActionKind.NOTHING}
 
 
 def test_idle_in_transaction(db: Database) -> None:
@@ -108,7 +108,7 @@ def test_idle_in_transaction(db: Database) -> None:
     assert "old report, idle in transaction, transaction open for 0:00:0" in action.reason
     assert action.reason.endswith("; its query: SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 'the report'")
     advice = advise(db)
-    (wait,) = (one for one in advice if one.kind is Kind.WAIT)
+    (wait,) = (one for one in advice if one.kind is ActionKind.WAIT)
     assert "5,000 rows are dead, which cannot be removed yet: the horizon is held by pid " in wait.reason
     assert (advice.looked_at, advice.fine) == (1, 0)
     session.close()
@@ -125,7 +125,7 @@ def test_a_transaction_that_began_after_the_last_vacuum(db: Database, monkeypatc
     reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT")
     db.execute("SELECT pg_current_xact_id()")
     (action,) = advise(db)
-    assert action.kind is Kind.VACUUM
+    assert action.kind is ActionKind.VACUUM
     # Whoever has just begun will be gone soon.
     assert not any("the horizon is held" in note for note in action.notes)
     monkeypatch.setattr(survey, "_OPEN_S", 0.0)
@@ -158,7 +158,7 @@ def test_logical_slot(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(
         r"replication slot unread \(system catalogs only, \d+ transactions behind\)", hold.holder.phrase
     )
-    (action,) = (one for one in advise(db) if one.kind is Kind.END_HOLDER)
+    (action,) = (one for one in advise(db) if one.kind is ActionKind.END_HOLDER)
     assert action.command == (
         "start the subscriber that uses it, or SELECT pg_drop_replication_slot('unread');"
     )  # fmt: skip
@@ -180,6 +180,9 @@ def test_standbys(bindir: Path) -> None:
             hold, action = held(db, Holding.STANDBY)
             assert hold.holder.application_name == "reporting"
             assert action.command.startswith("end what has long been open on the standby, or set hot_standby_feedback")
+            # There nothing is said of the horizon, which is the primary's.
+            there = advise(Database(standby, db.name))
+            assert ([warning.code for warning in there.warnings], there.holds) == (["standby"], ())
             reader.close()
         until(lambda: not db.scalar("SELECT count(*) FROM pg_stat_replication"), "the standby is gone")
         released(db)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pglean.advice import cost, dropping, rewriting, vacuuming
-from pglean.advice.advice import Action, Age, Hold, Kind, words
+from pglean.advice.advice import Action, ActionKind, Age, Hold, words
 from pglean.advice.figures import Activity, Case, IndexUse, Settings, Vacuum
 from pglean.bloat.finding import Method, RelationBloat, TableBloat
 from pglean.horizon import Holder, Holding
@@ -36,6 +36,8 @@ _SETTINGS = Settings(
 #: A million rows of 100 bytes.
 _ACTIVITY = Activity(
     oid=1,
+    kind="r",
+    persistence="p",
     rows=1e6,
     live_rows=1e6,
     dead_rows=0.0,
@@ -95,7 +97,7 @@ def none(actions: Any) -> bool:
 
 def test_vacuum() -> None:
     action = only(vacuuming.vacuum(case(dead_rows=250_000)))
-    assert action.kind is Kind.VACUUM
+    assert action.kind is ActionKind.VACUUM
     assert "250,000 of 1,250,000 rows are dead (20%), autovacuum comes from 200,050 on" in action.reason
     assert "last vacuumed 5 hours ago (autovacuum)" in action.reason
     assert none(vacuuming.vacuum(case(dead_rows=200_000)))
@@ -147,11 +149,17 @@ def test_repack() -> None:
     assert none(rewriting.repack(case(heap=(120 * _MB, 100 * _MB))))
     assert none(rewriting.repack(case(heap=(140 * _MB, 100 * _MB))))
     action = only(rewriting.repack(case(heap=(160 * _MB, 100 * _MB))))
-    assert (action.kind, action.gain_bytes) == (Kind.REPACK, 60 * _MB)
+    assert (action.kind, action.gain_bytes) == (ActionKind.REPACK, 60 * _MB)
     assert action.command == "pglean repack -d shop -t public.orders"
     assert action.cost.disk_bytes == 120 * _MB
     # What is dead VACUUM makes free.
     assert none(rewriting.repack(case(heap=(160 * _MB, 100 * _MB), dead_rows=400_000)))
+    # What pglean does not repack.
+    view = only(rewriting.repack(case(heap=(200 * _MB, 100 * _MB), kind="m")))
+    assert view.command == "REFRESH MATERIALIZED VIEW public.orders;"
+    unlogged = only(rewriting.repack(case(heap=(200 * _MB, 100 * _MB), persistence="u")))
+    assert unlogged.command == "VACUUM FULL public.orders;"
+    assert unlogged.cost.locks == view.cost.locks == "ACCESS EXCLUSIVE as long as it takes: nobody reads or writes"
     (note,) = only(rewriting.repack(case(heap=(200 * _MB, 100 * _MB), kept_by="pid 1"))).notes
     assert "dead rows are not copied" in note
 
@@ -253,7 +261,7 @@ def test_indexes_that_nobody_uses() -> None:
 def test_order() -> None:
     ranged = _index("orders_at_idx", "at", scans=100, tuples_read=50_000, correlation=0.1)
     action = only(rewriting.repack(case(indexes=(ranged,), fetched_by_index=50_000)))
-    assert action.kind is Kind.REPACK_ORDER
+    assert action.kind is ActionKind.REPACK_ORDER
     assert action.command == "pglean repack -d shop -t public.orders -o at"
     for other in (
         replace(ranged, correlation=-0.9),
@@ -342,18 +350,18 @@ def test_costs() -> None:
 
 def test_the_most_urgent_comes_first() -> None:
     given = [
-        Action(Kind.NOTHING, "a", ""),
-        Action(Kind.DROP_INDEX, "b", "", gain_bytes=9),
-        Action(Kind.VACUUM, "c", "", gain_bytes=1),
-        Action(Kind.REPACK, "d", "", gain_bytes=2),
-        Action(Kind.END_HOLDER, "", ""),
-        Action(Kind.FREEZE, "e", "", urgent=True),
+        Action(ActionKind.NOTHING, "a", ""),
+        Action(ActionKind.DROP_INDEX, "b", "", gain_bytes=9),
+        Action(ActionKind.VACUUM, "c", "", gain_bytes=1),
+        Action(ActionKind.REPACK, "d", "", gain_bytes=2),
+        Action(ActionKind.END_HOLDER, "", ""),
+        Action(ActionKind.FREEZE, "e", "", urgent=True),
     ]
     assert [action.kind for action in sorted(given, key=lambda action: action.rank)] == [
-        Kind.FREEZE,
-        Kind.END_HOLDER,
-        Kind.REPACK,
-        Kind.VACUUM,
-        Kind.DROP_INDEX,
-        Kind.NOTHING,
+        ActionKind.FREEZE,
+        ActionKind.END_HOLDER,
+        ActionKind.REPACK,
+        ActionKind.VACUUM,
+        ActionKind.DROP_INDEX,
+        ActionKind.NOTHING,
     ]

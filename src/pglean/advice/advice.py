@@ -13,7 +13,7 @@ from pglean.errors import Finding
 from pglean.horizon import Holder
 
 
-class Kind(StrEnum):
+class ActionKind(StrEnum):
     """What an action is. Names are stable; scripts may rely on them."""
 
     FREEZE = "freeze"
@@ -33,15 +33,15 @@ class Kind(StrEnum):
     NOTHING = "nothing"
 
 
-_RANKS = {Kind.END_HOLDER: 1, Kind.DROP_INDEX: 3, Kind.WAIT: 4, Kind.NOTHING: 5}
+_RANKS = {ActionKind.END_HOLDER: 1, ActionKind.DROP_INDEX: 3, ActionKind.WAIT: 4, ActionKind.NOTHING: 5}
 _RANK, _URGENT = 2, 0
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that helps; or, of `Kind.WAIT` and `Kind.NOTHING`, that nothing would, yet or at all."""
+    """Something that helps; or, of `ActionKind.WAIT` and `ActionKind.NOTHING`, that nothing would, yet or at all."""
 
-    kind: Kind
+    kind: ActionKind
     #: Qualified, quoted where psql would; empty where it is about no table.
     table: str
     #: Why, in figures.

@@ -24,6 +24,7 @@ VACUUM_LOCKS = (
     "SHARE UPDATE EXCLUSIVE: reading and writing go on; ACCESS EXCLUSIVE for a moment if empty pages are cut off"
 )
 REPACK_LOCKS = "reading and writing go on; ACCESS EXCLUSIVE at the end, for 1 s at most"
+OFFLINE_LOCKS = "ACCESS EXCLUSIVE as long as it takes: nobody reads or writes"
 REINDEX_LOCKS = "SHARE UPDATE EXCLUSIVE: reading and writing go on"
 SET_LOCKS = "SHARE UPDATE EXCLUSIVE for a moment"
 ANALYZE_LOCKS = "SHARE UPDATE EXCLUSIVE: reading and writing go on"

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from pglean.advice import cost
-from pglean.advice.advice import Action, Kind
+from pglean.advice.advice import Action, ActionKind
 from pglean.advice.cost import Cost
 from pglean.advice.figures import Case, IndexUse
 from pglean.disk import bytes_text
@@ -44,7 +44,7 @@ def drop(case: Case) -> Iterator[Action]:
 def _action(case: Case, index: IndexUse, size: int, why: str, notes: tuple[str, ...]) -> Action:
     name = f"{quote_name(index.schema)}.{quote_name(index.name)}"
     return Action(
-        Kind.DROP_INDEX,
+        ActionKind.DROP_INDEX,
         case.name,
         f"index {quote_name(index.name)} ({bytes_text(size)}) {why}",
         f"DROP INDEX CONCURRENTLY {name};",

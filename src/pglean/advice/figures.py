@@ -45,6 +45,9 @@ class Activity:
     """What the server counts of a table, and how it is set to be vacuumed."""
 
     oid: int
+    #: pg_class.relkind and relpersistence.
+    kind: str
+    persistence: str
     #: Rows by the last VACUUM or ANALYZE, by which autovacuum takes its threshold; None where nobody has counted.
     rows: float | None
     #: Rows by the counters; 0 where these have been reset since.

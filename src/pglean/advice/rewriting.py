@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pglean.advice import cost
-from pglean.advice.advice import Action, Kind
+from pglean.advice.advice import Action, ActionKind
 from pglean.advice.cost import Cost
 from pglean.advice.figures import Case, IndexUse
 from pglean.bloat.finding import RelationBloat
@@ -41,7 +42,7 @@ def repack(case: Case) -> Iterator[Action]:
     table, best = case.bloat, _order(case)
     if not bloated(case):
         if best is not None:
-            yield _repack(case, Kind.REPACK_ORDER, _order_reason(case, best), _columns(best))
+            yield _repack(case, ActionKind.REPACK_ORDER, _order_reason(case, best), _columns(best))
         return
     heap = table.heap
     reason = (
@@ -51,12 +52,12 @@ def repack(case: Case) -> Iterator[Action]:
         " autovacuums"
     )
     if best is None:
-        yield _repack(case, Kind.REPACK, reason, None)
+        yield _repack(case, ActionKind.REPACK, reason, None)
     else:
-        yield _repack(case, Kind.REPACK_ORDER, f"{reason}; {_order_reason(case, best)}", _columns(best))
+        yield _repack(case, ActionKind.REPACK_ORDER, f"{reason}; {_order_reason(case, best)}", _columns(best))
 
 
-def _repack(case: Case, kind: Kind, reason: str, order: str | None) -> Action:
+def _repack(case: Case, kind: ActionKind, reason: str, order: str | None) -> Action:
     table = case.bloat
     indexes = sum(index.bytes - index.gain_bytes for index in table.indexes)
     after = table.bytes - table.gain_bytes
@@ -66,13 +67,13 @@ def _repack(case: Case, kind: Kind, reason: str, order: str | None) -> Action:
             f"the horizon is held by {case.kept_by}: dead rows are not copied, but what dies from then on stays,"
             " and the table bloats again; end that first"
         )
-    sorting = "" if order is None else f" -o {shlex.quote(order)}"
+    spent = cost.of_repack(after - indexes, indexes)
     return Action(
         kind,
         case.name,
         reason,
-        f"pglean repack {_database(case)} -t {shlex.quote(case.name)}{sorting}",
-        cost.of_repack(after - indexes, indexes),
+        _command(case, order),
+        spent if _online(case) else replace(spent, locks=cost.OFFLINE_LOCKS),
         f"{bytes_text(table.gain_bytes)} of disk space"
         if order is None
         else f"{bytes_text(table.gain_bytes)} of disk space; a range of rows lies together",
@@ -80,6 +81,20 @@ def _repack(case: Case, kind: Kind, reason: str, order: str | None) -> Action:
         tuple(notes),
         0 if bloated(case) else table.heap.bytes // 10,
     )
+
+
+def _online(case: Case) -> bool:
+    """Whether pglean repacks it: neither materialized views nor unlogged tables."""
+    return case.activity.kind == "r" and case.activity.persistence == "p"
+
+
+def _command(case: Case, order: str | None) -> str:
+    if case.activity.kind == "m":
+        return f"REFRESH MATERIALIZED VIEW {case.name};"
+    if not _online(case):
+        return f"VACUUM FULL {case.name};"
+    sorting = "" if order is None else f" -o {shlex.quote(order)}"
+    return f"pglean repack {_database(case)} -t {shlex.quote(case.name)}{sorting}"
 
 
 def reindex(case: Case) -> Iterator[Action]:
@@ -105,7 +120,7 @@ def reindex(case: Case) -> Iterator[Action]:
     )
     after = sum(index.bytes - index.gain_bytes for index in chosen)
     yield Action(
-        Kind.REINDEX,
+        ActionKind.REINDEX,
         case.name,
         f"its heap is not bloated, but {len(chosen)} of {len(case.bloat.indexes)} indexes: {each}",
         " ".join(["pglean reindex", _database(case), *(f"-i {shlex.quote(name)}" for name in names)]),
@@ -141,7 +156,7 @@ def fillfactor(case: Case) -> Iterator[Action]:
         figures = f"{activity.moved:,} of {updated:,} updates found no room in their page ({hot:,} were heap-only, HOT)"
         notes = ()
     yield Action(
-        Kind.FILLFACTOR,
+        ActionKind.FILLFACTOR,
         case.name,
         f"{figures}; its fillfactor is {activity.fillfactor}, so pages are filled to the brim;"
         f" each of these updates writes to all {len(case.bloat.indexes)} indexes",
@@ -175,7 +190,7 @@ def _ranged(case: Case) -> list[IndexUse]:
 def _order(case: Case) -> IndexUse | None:
     """The index in whose order rows should lie, and do not; None where they do, or nobody reads ranges."""
     ranged = _ranged(case)
-    if not ranged or case.bloat.heap.bytes < case.min_gain_bytes or not case.rows:
+    if not ranged or not _online(case) or case.bloat.heap.bytes < case.min_gain_bytes or not case.rows:
         return None
     best = ranged[0]
     # What is read from an index alone does not care where rows lie.

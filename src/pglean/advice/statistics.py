@@ -61,6 +61,8 @@ def read(server: Server, conn: Connection, tables: Sequence[TableBloat]) -> Figu
 
 def _activity(
     oid: int,
+    kind: str,
+    persistence: str,
     rows: float | None,
     live: float,
     dead: float,
@@ -78,6 +80,8 @@ def _activity(
 ) -> Activity:
     return Activity(
         oid=oid,
+        kind=kind,
+        persistence=persistence,
         rows=rows,
         live_rows=live,
         dead_rows=dead,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pglean import horizon
 from pglean.advice import cost, dropping, rewriting, statistics, vacuuming
-from pglean.advice.advice import Action, Advice, Hold, Kind
+from pglean.advice.advice import Action, ActionKind, Advice, Hold
 from pglean.advice.figures import Case, Settings, Vacuum
 from pglean.advice.statistics import Figures
 from pglean.bloat import survey as bloat
@@ -83,7 +83,7 @@ def look(server: Server, conn: Connection, request: Request, on_table: bloat.Cal
         own = list(_of_table(case, vacuums, telling))
         if not own and case.name not in freezing:
             nothing = _nothing(case)
-            fine += nothing.kind is Kind.NOTHING and case.bloat.heap.known
+            fine += nothing.kind is ActionKind.NOTHING and case.bloat.heap.known
             unknown += not case.bloat.heap.known
             own = [nothing] if request.bloat.tables else []
         actions += own
@@ -162,7 +162,7 @@ def _holds(cases: Sequence[Case], holders: Sequence[Holder], min_gain_bytes: int
 def _of_all(settings: Settings) -> Iterator[Action]:
     if not settings.autovacuum:
         yield Action(
-            Kind.AUTOVACUUM,
+            ActionKind.AUTOVACUUM,
             "",
             "autovacuum does not run on this server: dead rows stay, and statistics get old"
             " (it needs the settings autovacuum and track_counts)",
@@ -188,12 +188,12 @@ def _of_table(case: Case, vacuums: Sequence[Vacuum], holders: Sequence[Holder]) 
             yield from vacuuming.seen(case, running)
     for rule in _RULES:
         for action in rule(case):
-            yield _noting(action, holders) if action.kind is Kind.VACUUM else action
+            yield _noting(action, holders) if action.kind is ActionKind.VACUUM else action
     heap = case.bloat.heap
     missing = [note for note in heap.notes if note.startswith(("no statistics: ", "no statistics of "))]
     if missing and not heap.known and case.bloat.bytes >= case.min_gain_bytes:
         yield Action(
-            Kind.ANALYZE,
+            ActionKind.ANALYZE,
             case.name,
             f"nothing is known of its {bytes_text(case.bloat.bytes)}: {missing[0]}",
             f"ANALYZE {case.name};",
@@ -215,7 +215,7 @@ def _noting(action: Action, holders: Sequence[Holder]) -> Action:
 def _nothing(case: Case) -> Action:
     table, activity = case.bloat, case.activity
     if not table.heap.known:
-        return Action(Kind.NOTHING, case.name, f"nothing is known: {'; '.join(table.heap.notes)}")
+        return Action(ActionKind.NOTHING, case.name, f"nothing is known: {'; '.join(table.heap.notes)}")
     reason = (
         f"of {bytes_text(table.bytes)} a repack would give back {bytes_text(table.gain_bytes)} ({table.bloat:.0%},"
         f" method: {table.method}), and {bytes_text(case.churn_bytes)} of it are what dies between two autovacuums and"
@@ -224,7 +224,7 @@ def _nothing(case: Case) -> Action:
     if case.kept_by is not None:
         reason += f", which cannot be removed yet: the horizon is held by {case.kept_by}"
     waits = case.kept_by is not None and case.dead_bytes >= max(case.min_gain_bytes, 1)
-    return Action(Kind.WAIT if waits else Kind.NOTHING, case.name, reason)
+    return Action(ActionKind.WAIT if waits else ActionKind.NOTHING, case.name, reason)
 
 
 def _warnings(server: Server, conn: Connection, found: Bloat, holders: Sequence[Holder]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from pglean.advice import cost
-from pglean.advice.advice import Action, Age, Hold, Kind
+from pglean.advice.advice import Action, ActionKind, Age, Hold
 from pglean.advice.cost import Cost
 from pglean.advice.figures import DEAD_ROW_BYTES, LAST_WITH_ARRAY, MOST_MEMORY_BYTES, Case, Vacuum
 from pglean.disk import bytes_text
@@ -34,7 +34,7 @@ def vacuum(case: Case) -> Iterator[Action]:
     if case.autovacuumed and activity.dead_rows > case.threshold:
         notes.append("autovacuum is due, and will do it by itself, with rests, when a worker is free")
     yield Action(
-        Kind.VACUUM,
+        ActionKind.VACUUM,
         case.name,
         f"{_dead(case)}, {bytes_text(dead)}; {_last(case)}",
         f"VACUUM {case.name};",
@@ -61,7 +61,7 @@ def memory(case: Case) -> Iterator[Action]:
     if _passes(case, wanted) >= passes:
         return
     yield Action(
-        Kind.VACUUM_MEMORY,
+        ActionKind.VACUUM_MEMORY,
         case.name,
         f"{case.activity.dead_rows:,.0f} dead rows need {bytes_text(needed)} of memory (six bytes each):"
         f" with maintenance_work_mem = {bytes_text(by_hand)}, and {bytes_text(by_itself)} for autovacuum,"
@@ -90,7 +90,7 @@ def seen(case: Case, running: Vacuum) -> Iterator[Action]:
         else f"SET maintenance_work_mem = '{wanted // _MB}MB'; VACUUM {case.name};"
     )
     yield Action(
-        Kind.VACUUM_MEMORY,
+        ActionKind.VACUUM_MEMORY,
         case.name,
         f"the VACUUM that is running (pid {running.pid}) is at pass {max(running.begun_passes, 2)} over"
         f" {bytes_text(_indexes_bytes(case))} of indexes, with {setting} = {bytes_text(now)}",
@@ -110,7 +110,7 @@ def autovacuum(case: Case) -> Iterator[Action]:
         return
     if case.switched_off:
         yield Action(
-            Kind.AUTOVACUUM,
+            ActionKind.AUTOVACUUM,
             case.name,
             f"autovacuum is switched off for this table; {_dead(case)}; {_last(case)}",
             f"ALTER TABLE {case.name} RESET (autovacuum_enabled);",
@@ -126,7 +126,7 @@ def autovacuum(case: Case) -> Iterator[Action]:
         return
     if case.threshold >= _LATE_ROWS and case.scale_factor > _SCALE_FACTOR and activity.dead_rows <= case.threshold:
         yield Action(
-            Kind.AUTOVACUUM,
+            ActionKind.AUTOVACUUM,
             case.name,
             f"autovacuum comes only when {case.base_threshold:,.0f} + {case.scale_factor:g} * {case.rows:,.0f} rows,"
             f" {case.threshold:,.0f} ({bytes_text(case.churn_bytes)}), are dead; {activity.dead_rows:,.0f} are,"
@@ -140,7 +140,7 @@ def autovacuum(case: Case) -> Iterator[Action]:
     workers = case.settings.autovacuum_workers
     if activity.dead_rows > case.threshold and not case.in_vacuum and case.settings.busy_workers >= workers:
         yield Action(
-            Kind.AUTOVACUUM,
+            ActionKind.AUTOVACUUM,
             case.name,
             f"autovacuum is due since {case.threshold:,.0f} dead rows, {activity.dead_rows:,.0f} are dead, and all of"
             f" its {workers} workers are busy elsewhere; {_last(case)}",
@@ -165,7 +165,7 @@ def ended(hold: Hold, database: str, row_bytes: int) -> Action:
     if holder.query:
         reason += f"; its query: {' '.join(holder.query.split())[:200]}"
     return Action(
-        Kind.END_HOLDER,
+        ActionKind.END_HOLDER,
         "",
         reason,
         holder.ends(database),
@@ -187,7 +187,7 @@ def freezing(ages: Sequence[Age], oldest: Hold | None) -> Iterator[Action]:
             notes.append(f"nothing newer can be frozen while the horizon is held by {oldest.holder.phrase}")
         part = "its TOAST table" if age.toast else "it"
         yield Action(
-            Kind.FREEZE,
+            ActionKind.FREEZE,
             age.name,
             f"the oldest row of {part} is {age.age:,} {age.of} old; from {age.limit:,} on autovacuum comes to freeze,"
             f" from {age.failsafe:,} on it leaves all else aside, and at 2,144,000,000 the server takes no writes",

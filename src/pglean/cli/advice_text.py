@@ -9,24 +9,24 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from pglean.advice.advice import Action, Advice, Age, Hold, Kind, words
+from pglean.advice.advice import Action, ActionKind, Advice, Age, Hold, words
 from pglean.disk import bytes_text
 from pglean.report import counted, seconds_text
 
 _TITLES = {
-    Kind.FREEZE: "freeze",
-    Kind.END_HOLDER: "let go of the vacuum horizon",
-    Kind.VACUUM: "VACUUM",
-    Kind.VACUUM_MEMORY: "VACUUM with more memory",
-    Kind.AUTOVACUUM: "autovacuum",
-    Kind.ANALYZE: "ANALYZE",
-    Kind.REPACK: "repack",
-    Kind.REPACK_ORDER: "repack in another order",
-    Kind.REINDEX: "rebuild indexes",
-    Kind.FILLFACTOR: "leave room for updates",
-    Kind.DROP_INDEX: "an index that may not be needed",
-    Kind.WAIT: "nothing to do before the horizon is let go",
-    Kind.NOTHING: "nothing to do",
+    ActionKind.FREEZE: "freeze",
+    ActionKind.END_HOLDER: "let go of the vacuum horizon",
+    ActionKind.VACUUM: "VACUUM",
+    ActionKind.VACUUM_MEMORY: "VACUUM with more memory",
+    ActionKind.AUTOVACUUM: "autovacuum",
+    ActionKind.ANALYZE: "ANALYZE",
+    ActionKind.REPACK: "repack",
+    ActionKind.REPACK_ORDER: "repack in another order",
+    ActionKind.REINDEX: "rebuild indexes",
+    ActionKind.FILLFACTOR: "leave room for updates",
+    ActionKind.DROP_INDEX: "an index that may not be needed",
+    ActionKind.WAIT: "nothing to do before the horizon is let go",
+    ActionKind.NOTHING: "nothing to do",
 }
 
 
@@ -40,7 +40,7 @@ def advice_text(found: Advice, top: int, *, folded: bool) -> RenderableType:
         parts.append(_holds(found))
     if found.ages:
         parts.append(_ages(found.ages))
-    parts += [Text(f"running: {words(vacuum)}") for vacuum in found.vacuums]
+    parts += [_shown(f"running: {words(vacuum)}") for vacuum in found.vacuums]
     if parts and found.actions:
         parts.append(Text())
     for number, action in enumerate(found.actions[:top], 1):
@@ -51,20 +51,27 @@ def advice_text(found: Advice, top: int, *, folded: bool) -> RenderableType:
     return Group(*parts)
 
 
+def _shown(text: str, style: str = "") -> Text:
+    """What others have named and written must not steer the terminal."""
+    return Text(
+        "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text), style
+    )
+
+
 def _lines(number: int, action: Action) -> Iterator[tuple[str, Text]]:
     """What is said of an action, each with what it is."""
     title = _TITLES[action.kind] + (f": {action.table}" if action.table else "")
     urgent = " (urgent)" if action.urgent else ""
-    yield f"{number}.", Text(f"{title}{urgent}", style="bold red" if action.urgent else "bold")
-    yield "why", Text(action.reason)
+    yield f"{number}.", _shown(f"{title}{urgent}", "bold red" if action.urgent else "bold")
+    yield "why", _shown(action.reason)
     if action.command:
-        yield "do", Text(action.command, style="green")
+        yield "do", _shown(action.command, "green")
         if cost := _cost(action):
             yield "costs", Text(cost)
     if action.gain:
         yield "gives", Text(action.gain)
     for note in action.notes:
-        yield "note", Text(note)
+        yield "note", _shown(note)
 
 
 def _folded(lines: list[tuple[str, Text]]) -> RenderableType:
@@ -96,10 +103,10 @@ def _holds(found: Advice) -> RenderableType:
     grid.add_column("query", overflow="fold")
     for hold in found.holds:
         grid.add_row(
-            Text(hold.holder.phrase),
+            _shown(hold.holder.phrase),
             f"{hold.holder.age_transactions:,}",
-            Text(_keeps(hold)),
-            Text(" ".join((hold.holder.query or "").split())[:120]),
+            _shown(_keeps(hold)),
+            _shown(" ".join((hold.holder.query or "").split())[:120]),
         )
     return grid
 
@@ -120,7 +127,7 @@ def _ages(ages: tuple[Age, ...]) -> RenderableType:
         part = " (TOAST)" if age.toast else ""
         doing = ", being vacuumed" if age.in_vacuum else ""
         grid.add_row(
-            Text(f"{age.name}{part}{doing}"),
+            _shown(f"{age.name}{part}{doing}"),
             f"{age.age:,} {age.of}",
             f"{age.limit:,}",
             Text(f"{age.share:.0%}", style="red" if age.share >= 1 else "yellow"),

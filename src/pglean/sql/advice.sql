@@ -17,7 +17,8 @@ SELECT current_setting('autovacuum')::bool AND current_setting('track_counts')::
  CROSS JOIN (SELECT nullif(setting::bigint, -1) * 1024 FROM pg_settings WHERE name = 'autovacuum_work_mem') AS autovacuum(bytes)
 
 -- name: tables
-SELECT c.oid, nullif(c.reltuples, -1)::float8, pg_stat_get_live_tuples(c.oid)::float8, pg_stat_get_dead_tuples(c.oid)::float8,
+SELECT c.oid, c.relkind::text, c.relpersistence::text, nullif(c.reltuples, -1)::float8,
+       pg_stat_get_live_tuples(c.oid)::float8, pg_stat_get_dead_tuples(c.oid)::float8,
        pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid), pg_stat_get_tuples_hot_updated(c.oid),
        pg_stat_get_tuples_fetched(c.oid), pg_stat_get_numscans(c.oid),
        coalesce(c.relallvisible::float8 / nullif(c.relpages, 0), 0),
