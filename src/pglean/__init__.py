@@ -9,11 +9,15 @@ Errors are the tree in `pglean.errors`.
 """
 
 from pglean import errors
+from pglean.advice.advice import Action, ActionKind, Advice, Age, Hold
+from pglean.advice.cost import Cost
+from pglean.advice.figures import Vacuum
 from pglean.api import Database, connect
 from pglean.bloat.density import Density
 from pglean.bloat.finding import Bloat, Method, RelationBloat, TableBloat
 from pglean.engines.plan import ReindexPlan
 from pglean.errors import Finding, PgleanError
+from pglean.horizon import Holder
 from pglean.options import Capture, Options, Verify, Window
 from pglean.progress import Progress
 from pglean.result import RebuiltIndex, ReindexResult, RelationSize, Result
@@ -23,13 +27,20 @@ from pglean.selection import Chosen
 from pglean.version import __version__
 
 __all__ = [
+    "Action",
+    "ActionKind",
+    "Advice",
+    "Age",
     "Bloat",
     "Capture",
     "Chosen",
+    "Cost",
     "Database",
     "Density",
     "Finding",
     "Finished",
+    "Hold",
+    "Holder",
     "Method",
     "Options",
     "PgleanError",
@@ -43,6 +54,7 @@ __all__ = [
     "Result",
     "Status",
     "TableBloat",
+    "Vacuum",
     "Verify",
     "Window",
     "__version__",

@@ -12,9 +12,11 @@ from typing import Any
 import psycopg
 
 from pglean import catalog, selection
+from pglean.advice import survey as _advice
+from pglean.advice.advice import Advice
 from pglean.bloat import density, survey
 from pglean.bloat.density import Density
-from pglean.bloat.finding import Bloat
+from pglean.bloat.finding import Bloat, Method
 from pglean.capture import wal
 from pglean.engines import plan as _reindex_plan
 from pglean.engines import reindex as _reindex
@@ -104,6 +106,33 @@ class Database:
         )
         with _told(self.server), self.server.connect("bloat") as conn:
             return survey.look(self.server, conn, request, on_table or (lambda _: None))
+
+    def advise(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        schemas: Sequence[str] = (),
+        method: str = Method.ESTIMATE,
+        min_bytes: int = 0,
+        min_gain_bytes: int = _advice.MIN_GAIN_BYTES,
+        top: int | None = None,
+        on_table: survey.Callback | None = None,
+    ) -> Advice:
+        """What to do about bloat, in which order, and what stands in the way: horizon, wraparound, running VACUUMs.
+
+        `tables`, `schemas` and `method` as for `bloat`; partitions are looked at one by one. Of tables that are named
+        it is also said that there is nothing to do. `min_bytes` leaves out smaller tables, `min_gain_bytes` actions
+        that are about less, `top` all but the first actions.
+        Any role may do this; what it may not see is said. Nothing is written.
+
+        Locks: those of `bloat`. Raises what `bloat` raises.
+        """
+        looked_at = survey.Request(
+            tables=tuple(tables), schemas=tuple(schemas), method=method, min_bytes=min_bytes, partitions=True
+        )
+        request = _advice.Request(looked_at, min_gain_bytes, top)
+        with _told(self.server), self.server.connect("advise") as conn:
+            return _advice.look(self.server, conn, request, on_table or (lambda _: None))
 
     def density(self, tables: Sequence[str] = (), *, schemas: Sequence[str] = (), cells: int = 400) -> list[Density]:
         """How full tables are along their files, in at most so many ranges of pages each; in the order of their names.

@@ -35,7 +35,9 @@ ORDER = [
     "throttle",
     "progress",
     "guard",
+    "horizon",
     "bloat.*",
+    "advice.*",
     "engines.candidate",
     "engines.watch",
     "engines.removal",
@@ -90,6 +92,8 @@ PURE = [
     "bloat.estimate",
     "bloat.finding",
     "bloat.reckoning",
+    "advice.figures",
+    "advice.cost",
     "rewrite.phase",
 ]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from pglean.cli.advise import advise_command
 from pglean.cli.bloat import bloat_command
 from pglean.cli.demo import demo_command
 from pglean.cli.display import console
@@ -31,6 +32,7 @@ for _command in (
     repack_command,
     reindex_command,
     bloat_command,
+    advise_command,
     status_command,
     pause_command,
     resume_command,

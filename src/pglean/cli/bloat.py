@@ -123,7 +123,7 @@ def bloat_command(
         "top": top if as_json or as_csv or page else None,
     }
     database = open_database(**connection)
-    with interruptible(database), _told(quiet=quiet) as on_table:
+    with interruptible(database), told(quiet=quiet) as on_table:
         found = database.bloat(**asked, on_table=on_table)
         maps = _maps(database, found, top or _TOP) if mapped or page else []
     if page is not None:
@@ -166,7 +166,7 @@ def _maps(database: Database, found: Bloat, top: int) -> list[Density]:
 
 
 @contextlib.contextmanager
-def _told(*, quiet: bool) -> Iterator[Callback]:
+def told(*, quiet: bool) -> Iterator[Callback]:
     """Tells on a terminal what is looked at, for as long as that lasts."""
     err = console(stderr=True)
     if quiet or not err.is_terminal:

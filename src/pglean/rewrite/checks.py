@@ -9,9 +9,11 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from pglean import horizon
 from pglean.engines import candidate, repair
 from pglean.engines.candidate import Candidate
 from pglean.errors import Finding
+from pglean.horizon import Holder
 from pglean.options import Options
 from pglean.rewrite import rights
 from pglean.server import Capabilities, Connection, scalar
@@ -21,7 +23,7 @@ from pglean.table import Column, Table, quote_name
 #: The oldest server that can read a range of blocks without reading the rest (TID range scan).
 OLDEST = 140000
 #: How long a transaction may have been open, in seconds, before it is told that it holds the vacuum horizon.
-_LONG_S = 300
+_LONG_S = horizon.LONG_S
 #: The most columns that a table can have; what is surely left of a page for the values of a row; what is left in it of
 #: a value that is stored out of line, padded.
 _MOST_COLUMNS, _PAGE_BYTES, _OUT_OF_LINE_BYTES = 1600, 7920, 24
@@ -40,8 +42,8 @@ class Facts:
     busy: bool
     #: Publications FOR ALL TABLES.
     all_tables: tuple[str, ...]
-    #: Who holds the vacuum horizon for more than five minutes: a phrase for each, and how that is ended.
-    horizon_holders: tuple[tuple[str, str], ...]
+    #: Who holds the vacuum horizon for long.
+    horizon_holders: tuple[Holder, ...]
     #: Event triggers that fire for DDL of ours.
     event_triggers: tuple[str, ...]
     #: Who we are there; and what we may do to the table where we are no superuser and it is an ordinary one.
@@ -91,7 +93,9 @@ def gather(
         schema_owner=None if owner is None else (owner[0], owner[1], owner[2]),
         busy=busy,
         all_tables=tuple(row[0] for row in conn.execute(query("checks.all_tables"))),
-        horizon_holders=tuple(conn.execute(query("checks.horizon"), {"long_s": _LONG_S})),
+        horizon_holders=tuple(
+            holder for holder in horizon.holders(conn) if not holder.catalogs_only and holder.lasts(_LONG_S)
+        ),
         event_triggers=tuple(row[0] for row in conn.execute(query("checks.event_triggers"))),
         session=rights.of_session(conn),
         on_table=rights.on_table(conn, table.oid) if ordinary and not server.is_superuser else None,
@@ -364,13 +368,14 @@ def _busy(facts: Facts) -> Iterator[Finding]:
 
 
 def _horizon(facts: Facts) -> Iterator[Finding]:
-    for holder, end in facts.horizon_holders:
+    for holder in facts.horizon_holders:
         yield Finding(
             "horizon",
-            f"the vacuum horizon is held by {holder}",
-            "Dead rows newer than that cannot be removed, and new rows not be frozen, before it ends."
-            " A repacked table will bloat again for the same reason.",
-            f"End it first, if you can: {end}",
+            f"the vacuum horizon is held by {holder.phrase}",
+            "Dead rows are not copied, whoever can still see them. But those that are updated or deleted during the run"
+            " and later stay, dead, until that ends, however often the table is vacuumed: it bloats again at once."
+            " Nor can new rows be frozen before.",
+            f"End it first, if you can: {holder.ends(facts.server.database)}",
             fatal=False,
         )
 

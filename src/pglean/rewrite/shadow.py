@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from psycopg import sql
 
+from pglean import horizon
 from pglean.errors import TableChanged
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA, Job
@@ -22,6 +23,8 @@ from pglean.table import Column, Table
 
 #: Of a VACUUM beside a busy application: a millisecond after a hundred pages that were written.
 _REST_MS, _REST_AFTER = 1, 2000
+#: Who holds a snapshot for longer is told, so many at the most.
+_MOMENT_S, _TOLD_HOLDERS = 1.0, 5
 
 
 def create(conn: Connection, job: Job) -> None:
@@ -168,6 +171,14 @@ def freeze(run: Run) -> None:
     run.shadow_pages = pages
     run.frozen = visible >= pages
     if not run.frozen and visible < pages // 2:
-        holders = [holder[0] for holder in conn.execute(query("shadow.horizon"))]
+        # Sessions of ours that hold one do so for as long as a statement lasts.
+        holders = [
+            holder.phrase
+            for holder in horizon.holders(conn)
+            if not holder.catalogs_only
+            and not holder.application_name.startswith("pglean ")
+            and (holder.open_s is None or holder.open_s > _MOMENT_S)
+        ]
         if holders:
-            run.reporter.message("the copy cannot be frozen yet: older snapshots are held by " + ", ".join(holders))
+            told = ", ".join(holders[:_TOLD_HOLDERS])
+            run.reporter.message(f"the copy cannot be frozen yet: older snapshots are held by {told}")

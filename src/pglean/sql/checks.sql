@@ -1,22 +1,3 @@
--- name: horizon
--- Who holds it, and what ends that; not the session that asks.
-SELECT 'pid ' || pid || ' (' || coalesce(usename, '?') || coalesce(', ' || nullif(application_name, ''), '') || ', ' || coalesce(state, '?')
-       || ', transaction open for ' || date_trunc('second', clock_timestamp() - xact_start) || ')',
-       'SELECT pg_terminate_backend(' || pid || ');'
-  FROM pg_stat_activity
- WHERE (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL) AND xact_start < clock_timestamp() - make_interval(secs => %(long_s)s)
-   AND backend_type = 'client backend' AND (datname = current_database() OR backend_xid IS NOT NULL) AND pid <> pg_backend_pid()
-UNION ALL
-SELECT 'prepared transaction ' || quote_literal(gid) || ' of ' || owner || ', prepared ' || date_trunc('second', clock_timestamp() - prepared) || ' ago',
-       'COMMIT PREPARED ' || quote_literal(gid) || '; or ROLLBACK PREPARED ' || quote_literal(gid) || ';'
-       || CASE WHEN database <> current_database() THEN ' in database ' || quote_ident(database) ELSE '' END
-  FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - make_interval(secs => %(long_s)s)
-UNION ALL
-SELECT 'replication slot ' || quote_ident(slot_name) || ' (' || age(xmin) || ' transactions behind)',
-       CASE WHEN active THEN 'end what has long been open on the standby that uses it, or set hot_standby_feedback = off there'
-            ELSE 'start the standby that uses it, or SELECT pg_drop_replication_slot(' || quote_literal(slot_name) || ');' END
-  FROM pg_replication_slots WHERE xmin IS NOT NULL AND age(xmin) > 100000
-
 -- name: all_tables
 SELECT pubname FROM pg_publication WHERE puballtables ORDER BY pubname
 

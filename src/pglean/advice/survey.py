@@ -1,0 +1,248 @@
+"""Which tables are looked at, and what is told of them."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pglean import horizon
+from pglean.advice import cost, dropping, rewriting, statistics, vacuuming
+from pglean.advice.advice import Action, ActionKind, Advice, Hold
+from pglean.advice.figures import Case, Settings, Vacuum
+from pglean.advice.statistics import Figures
+from pglean.bloat import survey as bloat
+from pglean.bloat.finding import Bloat
+from pglean.disk import bytes_text
+from pglean.errors import Finding, UsageError
+from pglean.horizon import Holder
+from pglean.server import Connection, Server
+
+#: Gains that are smaller are not worth an action, where nothing else is said.
+MIN_GAIN_BYTES = 8 << 20
+#: What a VACUUM might not remove is told of transactions that have been open for so long.
+_OPEN_S = 60.0
+
+_RULES: tuple[Callable[[Case], Iterator[Action]], ...] = (
+    vacuuming.vacuum,
+    vacuuming.memory,
+    vacuuming.autovacuum,
+    rewriting.repack,
+    rewriting.reindex,
+    rewriting.fillfactor,
+    dropping.drop,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for. Raises `UsageError` where a value makes no sense."""
+
+    #: How tables are looked at, and which ones; `min_bytes` leaves out smaller ones.
+    bloat: bloat.Request
+    #: Gains that are smaller are not worth an action.
+    min_gain_bytes: int = MIN_GAIN_BYTES
+    #: So many actions at the most.
+    top: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top is not None and self.top < 1:
+            raise UsageError(f"invalid value for option --top: {self.top}", hint="Give a number from 1 on.")
+        if self.min_gain_bytes < 0:
+            raise UsageError("invalid value for option --min-gain: it is negative")
+
+    @property
+    def restricted(self) -> bool:
+        """Whether tables or schemas are named."""
+        return bool(self.bloat.tables or self.bloat.schemas)
+
+
+def look(server: Server, conn: Connection, request: Request, on_table: bloat.Callback) -> Advice:
+    """Look at the tables that are meant, and at what stands in the way.
+
+    Locks: those of `bloat.survey.look`, no others. Raises what that raises.
+    """
+    found = bloat.look(server, conn, request.bloat, on_table)
+    server.check()
+    settings = statistics.settings(server, conn)
+    figures = statistics.read(server, conn, found.tables)
+    vacuums = statistics.vacuums(conn, settings.block_bytes)
+    ages = statistics.ages(conn, [table.oid for table in found] if request.restricted else None, vacuums)
+    standby = server.capabilities.in_recovery
+    holders = [] if standby else [holder for holder in horizon.holders(conn) if holder.age_transactions > 0]
+    cases = _cases(found, figures, settings, holders, vacuums, request.min_gain_bytes)
+    holds = _holds(cases, holders, request.min_gain_bytes)
+    actions = [*_of_all(settings), *_of_holds(holds, cases, settings, request.min_gain_bytes)]
+    oldest = next((hold for hold in holds if not hold.holder.catalogs_only), None)
+    actions += vacuuming.freezing(ages, oldest)
+    freezing = {action.table for action in actions}
+    held = [hold.holder for hold in holds]
+    telling = [holder for holder in holders if holder in held or holder.lasts(_OPEN_S)]
+    fine = unknown = 0
+    for case in cases:
+        own = list(_of_table(case, vacuums, telling))
+        if not own and case.name not in freezing:
+            nothing = _nothing(case)
+            fine += nothing.kind is ActionKind.NOTHING and case.bloat.heap.known
+            unknown += not case.bloat.heap.known
+            own = [nothing] if request.bloat.tables else []
+        actions += own
+    actions.sort(key=lambda action: action.rank)
+    return Advice(
+        database=settings.database,
+        actions=tuple(actions[: request.top]),
+        holds=tuple(holds),
+        ages=ages,
+        vacuums=vacuums,
+        looked_at=len(cases),
+        fine=fine,
+        unknown=unknown,
+        warnings=tuple(_warnings(server, conn, found, holders)),
+    )
+
+
+# ---- cases
+
+
+def _cases(
+    found: Bloat,
+    figures: Figures,
+    settings: Settings,
+    holders: Sequence[Holder],
+    vacuums: Sequence[Vacuum],
+    min_gain_bytes: int,
+) -> list[Case]:
+    running = {vacuum.oid for vacuum in vacuums}
+    cases = []
+    for table in found:
+        # What was dropped meanwhile has none.
+        if (activity := figures.activities.get(table.oid)) is None:
+            continue
+        keeper = next((holder for holder in holders if activity.dead_rows and _kept(holder, activity.vacuumed)), None)
+        cases.append(
+            Case(
+                bloat=table,
+                activity=activity,
+                indexes=figures.indexes.get(table.oid, ()),
+                settings=settings,
+                min_gain_bytes=min_gain_bytes,
+                kept_by=None if keeper is None else keeper.phrase,
+                in_vacuum=table.oid in running,
+            )
+        )
+    return cases
+
+
+def _kept(holder: Holder, vacuumed: datetime.datetime | None) -> bool:
+    """Whether this one keeps all dead rows of a table that was last vacuumed then.
+
+    What VACUUM has left since he began, it could not remove; and what has died afterwards, he can see, too. Of slots
+    it is mostly not known since when they hold; then only of those that are far behind, or that nobody uses.
+    """
+    if holder.catalogs_only or vacuumed is None:
+        return False
+    if holder.since is not None:
+        return holder.since <= vacuumed
+    return holder.lasts() or not holder.active
+
+
+def _holds(cases: Sequence[Case], holders: Sequence[Holder], min_gain_bytes: int) -> list[Hold]:
+    holds = []
+    for holder in holders:
+        kept = [case for case in cases if case.activity.dead_rows and _kept(holder, case.activity.vacuumed)]
+        kept.sort(key=lambda case: -case.activity.dead_rows)
+        if holder.lasts() or (kept and sum(case.dead_bytes for case in kept) >= min_gain_bytes):
+            holds.append(Hold(holder, tuple((case.name, int(case.activity.dead_rows)) for case in kept)))
+    return holds
+
+
+# ---- actions
+
+
+def _of_all(settings: Settings) -> Iterator[Action]:
+    if not settings.autovacuum:
+        yield Action(
+            ActionKind.AUTOVACUUM,
+            "",
+            "autovacuum does not run on this server: dead rows stay, and statistics get old"
+            " (it needs the settings autovacuum and track_counts)",
+            "ALTER SYSTEM SET autovacuum = on; ALTER SYSTEM SET track_counts = on; SELECT pg_reload_conf();",
+            gain="tables are vacuumed and analyzed by themselves",
+            urgent=True,
+        )
+
+
+def _of_holds(
+    holds: Sequence[Hold], cases: Sequence[Case], settings: Settings, min_gain_bytes: int
+) -> Iterator[Action]:
+    sizes = {case.name: case.dead_bytes for case in cases}
+    for hold in holds:
+        kept = sum(sizes[name] for name, _ in hold.keeps)
+        if kept >= max(min_gain_bytes, 1) or hold.holder.age_transactions > horizon.LONG_TRANSACTIONS:
+            yield vacuuming.ended(hold, settings.database, kept)
+
+
+def _of_table(case: Case, vacuums: Sequence[Vacuum], holders: Sequence[Holder]) -> Iterator[Action]:
+    for running in vacuums:
+        if running.oid == case.bloat.oid:
+            yield from vacuuming.seen(case, running)
+    for rule in _RULES:
+        for action in rule(case):
+            yield _noting(action, holders) if action.kind is ActionKind.VACUUM else action
+    heap = case.bloat.heap
+    missing = [note for note in heap.notes if note.startswith(("no statistics: ", "no statistics of "))]
+    if missing and not heap.known and case.bloat.bytes >= case.min_gain_bytes:
+        yield Action(
+            ActionKind.ANALYZE,
+            case.name,
+            f"nothing is known of its {bytes_text(case.bloat.bytes)}: {missing[0]}",
+            f"ANALYZE {case.name};",
+            cost.of_analyze(heap.bytes, case.settings.block_bytes),
+            "then pglean advise can tell",
+            at_issue_bytes=case.bloat.bytes,
+        )
+
+
+def _noting(action: Action, holders: Sequence[Holder]) -> Action:
+    """What of the dead rows may have to stay, by those who have held the horizon for a while."""
+    oldest = next((holder for holder in holders if not holder.catalogs_only), None)
+    if oldest is None:
+        return action
+    note = f"what has died since the horizon is held by {oldest.phrase} stays until that ends"
+    return replace(action, notes=(*action.notes, note))
+
+
+def _nothing(case: Case) -> Action:
+    table, activity = case.bloat, case.activity
+    if not table.heap.known:
+        return Action(ActionKind.NOTHING, case.name, f"nothing is known: {'; '.join(table.heap.notes)}")
+    reason = (
+        f"of {bytes_text(table.bytes)} a repack would give back {bytes_text(table.gain_bytes)} ({table.bloat:.0%},"
+        f" method: {table.method}), and {bytes_text(case.churn_bytes)} of it are what dies between two autovacuums and"
+        f" is used again; {activity.dead_rows:,.0f} rows are dead"
+    )
+    if case.kept_by is not None:
+        reason += f", which cannot be removed yet: the horizon is held by {case.kept_by}"
+    waits = case.kept_by is not None and case.dead_bytes >= max(case.min_gain_bytes, 1)
+    return Action(ActionKind.WAIT if waits else ActionKind.NOTHING, case.name, reason)
+
+
+def _warnings(server: Server, conn: Connection, found: Bloat, holders: Sequence[Holder]) -> Iterator[Finding]:
+    yield from found.warnings
+    if server.capabilities.in_recovery:
+        yield Finding(
+            "standby",
+            "the server is a standby: it counts nothing of what is written, and only its own use of indexes",
+            None,
+            "Ask the primary, and here about indexes only.",
+            fatal=False,
+        )
+    if hidden := horizon.hidden(conn):
+        yield Finding(
+            "hidden-sessions",
+            f"{hidden:,} session{'s' if hidden > 1 else ''} of other roles cannot be seen: whether the vacuum horizon"
+            " is held there is not known",
+            None,
+            f"GRANT pg_read_all_stats TO {server.capabilities.role}; lets the role see them.",
+            fatal=False,
+        )

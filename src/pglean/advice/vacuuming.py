@@ -1,0 +1,250 @@
+"""Rules about VACUUM: what it could remove now, with which memory, when autovacuum comes, and freezing."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterator, Sequence
+
+from pglean.advice import cost
+from pglean.advice.advice import Action, ActionKind, Age, Hold
+from pglean.advice.cost import Cost
+from pglean.advice.figures import DEAD_ROW_BYTES, LAST_WITH_ARRAY, MOST_MEMORY_BYTES, Case, Vacuum
+from pglean.disk import bytes_text
+
+#: From this share of dead rows on VACUUM is advised, whether autovacuum is due or not.
+_DEAD_SHARE = 0.2
+#: What a table that grows is set to, and from how many dead rows on autovacuum is taken to come late.
+_SCALE_FACTOR, _LATE_ROWS = 0.02, 100_000
+#: From this share of free and dead bytes on autovacuum came too late, if it could have come earlier.
+_LATE_SHARE = 0.2
+#: Transactions in units of its limit, from which on autovacuum evidently does not manage.
+_OVERDUE = 1.5
+_MB = 1 << 20
+
+
+def vacuum(case: Case) -> Iterator[Action]:
+    """Dead rows that can go now."""
+    activity, dead = case.activity, case.dead_bytes
+    much = activity.dead_rows > case.threshold or case.dead_share >= _DEAD_SHARE
+    if not much or dead < case.min_gain_bytes or case.kept_by is not None or case.in_vacuum:
+        return
+    passes = _passes(case, case.settings.maintenance_bytes)
+    notes = []
+    if case.autovacuumed and activity.dead_rows > case.threshold:
+        notes.append("autovacuum is due, and will do it by itself, with rests, when a worker is free")
+    yield Action(
+        ActionKind.VACUUM,
+        case.name,
+        f"{_dead(case)}, {bytes_text(dead)}; {_last(case)}",
+        f"VACUUM {case.name};",
+        cost.of_vacuum(_unseen_bytes(case), _indexes_bytes(case), passes),
+        f"{bytes_text(dead)} for new rows; the file stays as large",
+        dead,
+        tuple(notes),
+    )
+
+
+def memory(case: Case) -> Iterator[Action]:
+    """More than one pass over the indexes, predicted from the dead rows.
+
+    Up to PostgreSQL 16 each takes six bytes. From 17 on a compressed set is used, of which so much is known that it is
+    a fraction of that, but not which: there more than one pass is told only where it is seen (`seen`).
+    """
+    needed = int(case.activity.dead_rows * DEAD_ROW_BYTES)
+    by_hand, by_itself = case.settings.maintenance_bytes, case.settings.autovacuum_bytes
+    smaller = min(by_hand, by_itself)
+    if case.settings.version > LAST_WITH_ARRAY or not case.bloat.indexes or needed <= min(smaller, MOST_MEMORY_BYTES):
+        return
+    passes = _passes(case, smaller)
+    wanted = _memory(needed)
+    if _passes(case, wanted) >= passes:
+        return
+    yield Action(
+        ActionKind.VACUUM_MEMORY,
+        case.name,
+        f"{case.activity.dead_rows:,.0f} dead rows need {bytes_text(needed)} of memory (six bytes each):"
+        f" with maintenance_work_mem = {bytes_text(by_hand)}, and {bytes_text(by_itself)} for autovacuum,"
+        f" up to {passes} passes over {bytes_text(_indexes_bytes(case))} of indexes",
+        f"SET maintenance_work_mem = '{wanted // _MB}MB'; VACUUM {case.name};",
+        cost.of_vacuum(_unseen_bytes(case), _indexes_bytes(case), _passes(case, wanted)),
+        f"{passes - _passes(case, wanted)} passes less",
+        0,
+        ("for autovacuum: autovacuum_work_mem",),
+        _indexes_bytes(case),
+    )
+
+
+def seen(case: Case, running: Vacuum) -> Iterator[Action]:
+    """More than one pass over the indexes, seen of a VACUUM that is running."""
+    if not running.too_little_memory:
+        return
+    setting = "autovacuum_work_mem" if running.automatic else "maintenance_work_mem"
+    now = case.settings.autovacuum_bytes if running.automatic else case.settings.maintenance_bytes
+    wanted = _memory(now * max(running.expected_passes, 2))
+    if case.settings.version <= LAST_WITH_ARRAY:
+        wanted = min(wanted, MOST_MEMORY_BYTES)
+    command = (
+        f"ALTER SYSTEM SET autovacuum_work_mem = '{wanted // _MB}MB'; SELECT pg_reload_conf();"
+        if running.automatic
+        else f"SET maintenance_work_mem = '{wanted // _MB}MB'; VACUUM {case.name};"
+    )
+    yield Action(
+        ActionKind.VACUUM_MEMORY,
+        case.name,
+        f"the VACUUM that is running (pid {running.pid}) is at pass {max(running.begun_passes, 2)} over"
+        f" {bytes_text(_indexes_bytes(case))} of indexes, with {setting} = {bytes_text(now)}",
+        command,
+        Cost(),
+        "one pass is enough",
+        0,
+        ("it takes effect with the next VACUUM",),
+        _indexes_bytes(case),
+    )
+
+
+def autovacuum(case: Case) -> Iterator[Action]:
+    """It is off, it came too late, or no worker is free."""
+    activity, heap = case.activity, case.bloat.heap
+    if heap.bytes < case.min_gain_bytes or not activity.updated + activity.deleted:
+        return
+    if case.switched_off:
+        yield Action(
+            ActionKind.AUTOVACUUM,
+            case.name,
+            f"autovacuum is switched off for this table; {_dead(case)}; {_last(case)}",
+            f"ALTER TABLE {case.name} RESET (autovacuum_enabled);",
+            Cost(locks=cost.SET_LOCKS),
+            "dead rows are removed by themselves",
+            at_issue_bytes=case.dead_bytes,
+        )
+        return
+    free = heap.free_bytes or 0
+    late = free + case.dead_bytes >= _LATE_SHARE * heap.bytes and free + case.dead_bytes >= case.min_gain_bytes
+    if not case.settings.autovacuum or case.kept_by is not None or not late:
+        # That it is off for all is told once, for all.
+        return
+    if case.threshold >= _LATE_ROWS and case.scale_factor > _SCALE_FACTOR and activity.dead_rows <= case.threshold:
+        yield Action(
+            ActionKind.AUTOVACUUM,
+            case.name,
+            f"autovacuum comes only when {case.base_threshold:,.0f} + {case.scale_factor:g} * {case.rows:,.0f} rows,"
+            f" {case.threshold:,.0f} ({bytes_text(case.churn_bytes)}), are dead; {activity.dead_rows:,.0f} are,"
+            f" {bytes_text(free)} are free; {_last(case)}",
+            f"ALTER TABLE {case.name} SET (autovacuum_vacuum_scale_factor = {_SCALE_FACTOR});",
+            Cost(locks=cost.SET_LOCKS),
+            f"it comes after {case.base_threshold + _SCALE_FACTOR * case.rows:,.0f} dead rows, more often and for a"
+            " shorter time",
+            at_issue_bytes=case.churn_bytes,
+        )
+    workers = case.settings.autovacuum_workers
+    if activity.dead_rows > case.threshold and not case.in_vacuum and case.settings.busy_workers >= workers:
+        yield Action(
+            ActionKind.AUTOVACUUM,
+            case.name,
+            f"autovacuum is due since {case.threshold:,.0f} dead rows, {activity.dead_rows:,.0f} are dead, and all of"
+            f" its {workers} workers are busy elsewhere; {_last(case)}",
+            "ALTER SYSTEM SET autovacuum_vacuum_cost_limit = 2000; SELECT pg_reload_conf();",
+            Cost(),
+            "workers rest less and are done sooner",
+            notes=("more workers (autovacuum_max_workers) share the same limit, and do not work faster in all",),
+            at_issue_bytes=case.dead_bytes,
+        )
+
+
+def ended(hold: Hold, database: str, row_bytes: int) -> Action:
+    """Somebody holds the horizon: what that keeps, and how it is ended. `row_bytes`: what the dead rows take."""
+    holder = hold.holder
+    reason = f"the vacuum horizon is held by {holder.phrase}"
+    if holder.database not in (None, database):
+        reason += f", of database {holder.database}"
+    if hold.keeps:
+        most = ", ".join(f"{table} ({rows:,})" for table, rows in hold.keeps[:3])
+        reason += f"; VACUUM has been at {len(hold.keeps):,} table{'s' if len(hold.keeps) > 1 else ''} since,"
+        reason += f" and could not remove their dead rows: {most}{' …' if len(hold.keeps) > 3 else ''}"
+    if holder.query:
+        reason += f"; its query: {' '.join(holder.query.split())[:200]}"
+    return Action(
+        ActionKind.END_HOLDER,
+        "",
+        reason,
+        holder.ends(database),
+        Cost(),
+        f"up to {hold.dead_rows:,} dead rows can be removed, by the next VACUUM" if hold.keeps else "",
+        row_bytes,
+        ("look first whose it is: what was not committed is lost",) if holder.kind.value == "session" else (),
+        row_bytes,
+    )
+
+
+def freezing(ages: Sequence[Age], oldest: Hold | None) -> Iterator[Action]:
+    """Tables whose oldest rows have passed the limit from which on autovacuum comes to freeze them."""
+    for age in ages:
+        if age.oid is None or age.share < 1 or age.in_vacuum:
+            continue
+        notes = []
+        if oldest is not None and oldest.holder.age_transactions >= age.limit:
+            notes.append(f"nothing newer can be frozen while the horizon is held by {oldest.holder.phrase}")
+        part = "its TOAST table" if age.toast else "it"
+        yield Action(
+            ActionKind.FREEZE,
+            age.name,
+            f"the oldest row of {part} is {age.age:,} {age.of} old; from {age.limit:,} on autovacuum comes to freeze,"
+            f" from {age.failsafe:,} on it leaves all else aside, and at 2,144,000,000 the server takes no writes",
+            f"VACUUM (FREEZE) {age.name};",
+            cost.of_vacuum(age.bytes, 0, 0),
+            "no VACUUM that comes at a bad time",
+            notes=tuple(notes),
+            at_issue_bytes=age.bytes,
+            urgent=age.share >= _OVERDUE or age.age >= age.failsafe,
+        )
+
+
+# ---- figures in words
+
+
+def _dead(case: Case) -> str:
+    dead, rows = case.activity.dead_rows, case.live_rows
+    text = f"{dead:,.0f} of {rows + dead:,.0f} rows are dead ({case.dead_share:.0%})"
+    if case.autovacuumed:
+        text += f", autovacuum comes from {case.threshold:,.0f} on"
+    return text
+
+
+def _last(case: Case) -> str:
+    vacuumed, by_itself = case.activity.vacuumed, case.activity.autovacuumed
+    if vacuumed is None:
+        return "never vacuumed, as far as is known"
+    who = "autovacuum" if vacuumed == by_itself else "VACUUM by hand"
+    return f"last vacuumed {_ago(case.settings.now - vacuumed)} ago ({who})"
+
+
+def _ago(time: datetime.timedelta) -> str:
+    seconds = max(int(time.total_seconds()), 0)
+    for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 2 * unit:
+            return f"{seconds // unit} {name}s"
+    return f"{seconds} s"
+
+
+def _passes(case: Case, memory_bytes: int) -> int:
+    """Over the indexes."""
+    if not case.bloat.indexes or not case.activity.dead_rows:
+        return 0
+    if case.settings.version > LAST_WITH_ARRAY:
+        return 1
+    return max(math.ceil(case.activity.dead_rows * DEAD_ROW_BYTES / min(memory_bytes, MOST_MEMORY_BYTES)), 1)
+
+
+def _memory(needed_bytes: int) -> int:
+    """In whole MB, with a fifth more for what dies meanwhile."""
+    return math.ceil(needed_bytes * 1.2 / _MB) * _MB
+
+
+def _indexes_bytes(case: Case) -> int:
+    return sum(index.bytes for index in case.bloat.indexes)
+
+
+def _unseen_bytes(case: Case) -> float:
+    toast = case.bloat.toast.bytes if case.bloat.toast else 0
+    return (case.bloat.heap.bytes + toast) * (1 - case.activity.visible_share)
