@@ -25,13 +25,13 @@ class Session:
     settings: dict[str, str]
     #: How the load was driven.
     conditions: str
-    #: What was asked for, or could be, and was not measured; with the reason.
-    skipped: tuple[str, ...]
+    #: For whose sake the server was named by the user; empty for the private one.
+    peer: str
 
     @property
     def name(self) -> str:
         """For references to it."""
-        return f"{self.begun}, {self.facts['server']}"
+        return ", ".join(filter(None, [self.begun, self.facts["server"], self.peer and f"named for {self.peer}"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,12 @@ class Section:
     @property
     def title(self) -> str:
         """The scenario and the server."""
-        return f"{self.scenario.name} (PostgreSQL {self.major})"
+        return f"{self.scenario.name} ({self.server})"
+
+    @property
+    def server(self) -> str:
+        """Which one it was."""
+        return f"PostgreSQL {self.major}" + (f", named for {self.peer}" if self.peer else "")
 
     @classmethod
     def of(cls, found: dict[str, Any]) -> Self:
@@ -83,6 +88,8 @@ class Record:
     sessions: list[Session] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
     sampling: Sampling | None = None
+    #: What was asked for and could not be measured, by tool and server, with the reason.
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -90,9 +97,9 @@ class Record:
         if not path.exists():
             return cls()
         found = json.loads(path.read_text())
-        sessions = [Session(**{**session, "skipped": tuple(session["skipped"])}) for session in found["sessions"]]
+        sessions = [Session(**session) for session in found["sessions"]]
         sampling = found["sampling"] and Sampling(**found["sampling"])
-        return cls(sessions, [Section.of(section) for section in found["sections"]], sampling)
+        return cls(sessions, [Section.of(section) for section in found["sections"]], sampling, found["skipped"])
 
     def write(self, path: Path) -> None:
         """Replace the file; sessions to which nothing refers any more are forgotten."""
@@ -112,12 +119,18 @@ class Record:
         self.sections.sort(
             key=lambda known: (known.peer, known.major, order.get(known.scenario, len(order)), known.title)
         )
+        for tool in section.commands:
+            self.skipped.pop(f"{tool} ({section.server})", None)
         self._refer(session)
 
     def add_sampling(self, values: dict[str, float], session: Session) -> None:
         """Take up what the sampling costs."""
         self.sampling = Sampling(session.name, values)
         self._refer(session)
+
+    def skip(self, tool: str, server: str, reason: str) -> None:
+        """Note that a tool could not be run on a server; forgotten as soon as it could."""
+        self.skipped[f"{tool} ({server})"] = reason
 
     def session(self, name: str) -> Session:
         """The circumstances by their name."""

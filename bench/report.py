@@ -8,9 +8,9 @@ from typing import Final
 
 from record import Record, Section
 from result import definition, details, line, median, table
-from scenario import IDLE, MEASURED
+from scenario import MEASURED
 from target import Outcome, outcomes
-from tool import PGLEAN
+from tool import PEERS, PGLEAN
 from workload import WORKLOADS
 
 _INTRODUCTION: Final = """\
@@ -62,7 +62,7 @@ def _lines(record: Record, notes: Path) -> Iterator[str]:
 
 def _targets(record: Record) -> Iterator[str]:
     yield line(["target", "decided by", "wanted", "measured", ""])
-    yield line(["---", "---", "---:", "---:", "---"])
+    yield line(["---", "---", "---", "---:", "---:", "---"])
     for outcome in outcomes(record):
         if isinstance(outcome, Outcome):
             wanted = f"{'≥' if outcome.at_least else '≤'} {outcome.show(outcome.wanted)}"
@@ -73,17 +73,19 @@ def _targets(record: Record) -> Iterator[str]:
 
 def _growth(record: Record) -> Iterator[str]:
     """How cost grows with the table, where one was measured at several sizes."""
-    families: dict[tuple[str, str, str, str, int], list[Section]] = {}
+    families: dict[tuple[str, str, str, str], list[Section]] = {}
     for section in record.sections:
         scenario = section.scenario
-        family = (scenario.workload, scenario.load, scenario.access, section.peer, section.major)
+        family = (scenario.workload, scenario.load, scenario.access, section.server)
         families.setdefault(family, []).append(section)
     grown = [sections for sections in families.values() if len(sections) > 1]
     if not grown:
         return
     yield from ("", "## How time grows with the table", "")
-    yield line(["scenario", "tool", "sizes", "time, s", "times that of the smallest", "client, peak memory, MB"])
-    yield line(["---", "---", "---:", "---:", "---:", "---:"])
+    yield line(
+        ["scenario", "server", "tool", "sizes", "time, s", "times that of the smallest", "client, peak memory, MB"]
+    )
+    yield line(["---", "---", "---", "---:", "---:", "---:", "---:"])
     for sections in grown:
         sections.sort(key=lambda section: section.scenario.scale)
         scenario = sections[0].scenario
@@ -95,7 +97,8 @@ def _growth(record: Record) -> Iterator[str]:
             ]
             yield line(
                 [
-                    scenario.load if scenario.load == IDLE else f"{scenario.load}, {scenario.access}",
+                    ", ".join([scenario.workload, scenario.load, *([scenario.access] if scenario.loaded else [])]),
+                    sections[0].server,
                     tool,
                     " / ".join(f"{scale}x" for scale, _, _ in measured),
                     " / ".join(f"{time:.2f}" for _, time, _ in measured),
@@ -106,10 +109,15 @@ def _growth(record: Record) -> Iterator[str]:
 
 
 def _skipped(record: Record) -> Iterator[str]:
-    skipped = {words: session.begun for session in record.sessions for words in session.skipped}
-    if skipped:
+    measured = {tool for section in record.sections for tool in section.commands}
+    unnamed = {
+        name: f"no server was named (`--peer {name}=DSN`)"
+        for name in PEERS
+        if name not in measured and not any(key.startswith(f"{name} ") for key in record.skipped)
+    }
+    if skipped := record.skipped | unnamed:
         yield from ("", "## What was left out", "")
-        yield from (f"- {words} ({begun})" for words, begun in skipped.items())
+        yield from definition(skipped)
 
 
 def _circumstances(record: Record, section: Section) -> Iterator[str]:

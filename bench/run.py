@@ -156,12 +156,13 @@ class Benchmark:
         self._options, self._ground = options, ground
         self._conditions = Conditions(options.rate, options.warmup, options.before, options.cap)
         wanted = [PGLEAN, ground.peer] if ground.peer else options.tools
-        why = {name: reason for name in wanted if (reason := absent(name, ground))}
-        self.skipped = [f"{name}: {reason}" for name, reason in why.items()]
-        self._tools = [name for name in wanted if name not in why]
+        #: What cannot be run here, with the reason.
+        self.skipped = {name: reason for name in wanted if (reason := absent(name, ground))}
+        self._tools = [name for name in wanted if name not in self.skipped]
         self._extensions = tuple(EXTENSIONS[name] for name in self._tools if name in EXTENSIONS)
         self._busy, self._start, self._cpu = busy, start, machine.CpuTime.now()
-        self._major = ground.version() // 10000
+        #: Of the server.
+        self.major = ground.version() // 10000
         with ground.connect(None) as conn:
             self._facts = machine.versions(conn, find_pg_repack(ground.bindir) if PG_REPACK in self._tools else None)
             query = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY (%s)"
@@ -176,8 +177,6 @@ class Benchmark:
 
     def session(self) -> Session:
         """The circumstances, up to now."""
-        peers = {name for name, _ in self._options.peers}
-        unnamed = [f"{name}: no server was named (`--peer {name}=DSN`)" for name in PEERS if name not in peers]
         revision = self._facts["pglean"]
         facts = {
             **{name: value for name, value in self._facts.items() if name != "pglean"},
@@ -188,8 +187,7 @@ class Benchmark:
             f"{self._options.warmup:g} s of warming up, {self._options.before:g} s before the tool is started, which"
             f" has {self._options.cap:g} s; steady: {self._options.rate:,} transactions per second"
         )
-        skipped = self.skipped if self._ground.peer else [*self.skipped, *unnamed]
-        return Session(self._start, self._command, revision, facts, self._settings, conditions, skipped=tuple(skipped))
+        return Session(self._start, self._command, revision, facts, self._settings, conditions, self._ground.peer)
 
     def run(self, kept: Kept, sampled: Callable[[dict[str, float], Session], None]) -> None:
         """Do all runs, handing over each section when it is done, or as far as it came."""
@@ -240,7 +238,7 @@ class Benchmark:
                 session = self.session()
                 commands = {tool.name: tool.shown() for tool in tools}
                 section = Section(
-                    scenario, self._ground.peer, self._major, session.name, commands, tuple(runs), complete
+                    scenario, self._ground.peer, self.major, session.name, commands, tuple(runs), complete
                 )
                 kept(section, session)
                 print(f"\n{section.title}\n{section_table(section)}\n", flush=True)
@@ -280,14 +278,17 @@ class Book:
         self._record.add_sampling(values, session)
         self.write()
 
-    def write(self) -> str:
-        """Write both files; returns what is in RESULTS.md."""
-        text = markdown(self._record, (self._directory or HERE) / NOTES)
+    def skip(self, tool: str, server: str, reason: str) -> None:
+        """Note what could not be measured."""
+        self._record.skip(tool, server, reason)
+        self.write()
+
+    def write(self) -> None:
+        """Write both files."""
         if self._directory is not None:
             self._directory.mkdir(exist_ok=True)
             self._record.write(self._directory / "results.json")
-            (self._directory / "RESULTS.md").write_text(text)
-        return text
+            (self._directory / "RESULTS.md").write_text(markdown(self._record, self._directory / NOTES))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -307,12 +308,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.no_private:
             with private_server(options) as server:
-                good &= _benchmark(Benchmark(options, Ground.private(server), command, busy, start), book)
+                ground = Ground.private(server)
+                good &= _benchmark(Benchmark(options, ground, command, busy, start), ground, book)
         for name, conninfo in options.peers:
             try:
                 ground = Ground(name, conninfo, None)
-                good &= _benchmark(Benchmark(options, ground, command, busy, start), book)
-            except (psycopg.OperationalError, RuntimeError) as error:
+                good &= _benchmark(Benchmark(options, ground, command, busy, start), ground, book)
+            except (psycopg.Error, RuntimeError) as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 good = False
     except (EmbeddedError, FileNotFoundError) as error:
@@ -325,9 +327,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if good else 1
 
 
-def _benchmark(benchmark: Benchmark, book: Book) -> bool:
-    for words in benchmark.skipped:
-        print(f"skipped: {words}", file=sys.stderr)
+def _benchmark(benchmark: Benchmark, ground: Ground, book: Book) -> bool:
+    server = f"PostgreSQL {benchmark.major}" + (f", named for {ground.peer}" if ground.peer else "")
+    for name, reason in benchmark.skipped.items():
+        print(f"skipped: {name}: {reason}", file=sys.stderr)
+        book.skip(name, server, reason)
+    if ground.peer in benchmark.skipped:
+        # Nothing is left to compare with, and somebody expected it.
+        return False
     benchmark.run(book.add, book.add_sampling)
     return not benchmark.failed
 

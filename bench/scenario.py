@@ -19,7 +19,6 @@ LOADS: Final = (IDLE, STEADY, FLAT_OUT)
 SCALES: Final = (1, 4, 16)
 
 _SERVER: Final = (
-    Metric("wal_mb", "WAL written, MB", 1),
     Metric("disk_mb", "database at most, beyond its size before, MB", 1),
     Metric("wal_disk_mb", "pg_wal at most, beyond its size before, MB", 1, compared=False),
     Metric("lock_ms", "exclusive lock, longest, as the server saw it, ms", 1),
@@ -50,13 +49,20 @@ _LOADED: Final = (
     Metric("before_worst_ms", "longest stall of a client before, ms", 1, compared=False),
     Metric("worst_ms", "longest stall of a client during, ms", 1),
     Metric("silence_ms", "longest time without a commit, ms", 1),
+    Metric("wal_mb", "WAL written, with that of applications, MB", 1, compared=False),
     *_SERVER,
     Metric("load_cpu_s", "server, processor time of applications' sessions, s", 2, compared=False),
     *_CLIENT,
     *_AFTERWARDS,
 )
 METRICS: Final[dict[str, tuple[Metric, ...]]] = {
-    IDLE: (Metric("elapsed_s", "time, s", 2), *_SERVER, *_CLIENT, *_AFTERWARDS),
+    IDLE: (
+        Metric("elapsed_s", "time, s", 2),
+        Metric("wal_mb", "WAL written, MB", 1),
+        *_SERVER,
+        *_CLIENT,
+        *_AFTERWARDS,
+    ),
     STEADY: _LOADED,
     FLAT_OUT: _LOADED,
 }

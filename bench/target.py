@@ -60,8 +60,8 @@ def outcomes(record: Record) -> Iterator[Outcome | str]:
     label = "flat-out: transactions/s meanwhile / those with pg_repack"
     yield from _against(sections, _FLAT_OUT, PG_REPACK, "tps", label, 2.0, at_least=True)
     label = "flat-out: longest stall of a client"
-    found = _median(_section(sections, _FLAT_OUT), PGLEAN, "worst_ms")
-    yield label if found is None else Outcome(label, _FLAT_OUT.name, found, 250, 0, unit=" ms")
+    flat_out = [section for section in [_section(sections, _FLAT_OUT)] if section]
+    yield _worst(label, flat_out, lambda section: _median(section, PGLEAN, "worst_ms"), 250, decimals=0, unit=" ms")
     label = "xmin held / 2 s or, if that is longer, the longest build of one index; at worst"
     yield _worst(label, sections, _xmin, 1.0)
     label = "idle: heap fetches of an index-only scan afterwards, at most"
@@ -88,7 +88,7 @@ def _against(
 ) -> Iterator[Outcome | str]:
     section = _section(sections, scenario)
     ratio = _ratio(_median(section, PGLEAN, key), _median(section, peer, key))
-    yield label if ratio is None else Outcome(label, scenario.name, ratio, wanted, at_least=at_least)
+    yield label if ratio is None or section is None else Outcome(label, section.title, ratio, wanted, at_least=at_least)
 
 
 def _worst(

@@ -68,7 +68,11 @@ class Tool:
             ],
             PG_REPACK: lambda: [str(find_pg_repack(ground.bindir)), *tables, *(ordered or ("--no-order",))],
             VACUUM_FULL: lambda: self._psql(f"VACUUM (FULL, ANALYZE) {table}"),
-            CLUSTER: lambda: self._psql(f"CLUSTER {table} USING {index}", f"ANALYZE {table}"),
+            # Partition by partition, since PostgreSQL 14 cannot do otherwise.
+            CLUSTER: lambda: self._psql(
+                *(f"CLUSTER {leaf} USING {leaf}{index.removeprefix(table)}" for leaf in workload.leaves),
+                f"ANALYZE {table}",
+            ),
             SQUEEZE: lambda: self._psql(
                 *(f"SELECT squeeze.squeeze_table('public', '{leaf}', {given}, NULL, NULL)" for leaf in workload.leaves)
             ),
