@@ -192,7 +192,8 @@ class Benchmark:
     def run(self, kept: Kept, sampled: Callable[[dict[str, float], Session], None]) -> None:
         """Do all runs, handing over each section when it is done, or as far as it came."""
         options = self._options
-        scenarios = chosen(options.workload, options.only, options.access, options.scale, every=options.every)
+        loads = [load for load in LOADS if load in options.only]
+        scenarios = chosen(options.workload, loads, options.access, options.scale, every=options.every)
         sampling = SAMPLING in options.only and not self._ground.peer
         tables = list(dict.fromkeys((scenario.workload, scenario.scale) for scenario in scenarios))
         # One template at a time, so that the disk holds two tables at most.

@@ -95,7 +95,7 @@ def test_scenarios_end_with_figures(bindir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workload", ["orders", "documents", "many-indexes", "partitions"])
+@pytest.mark.parametrize("workload", ["orders", "documents", "many-indexes"])
 def test_every_workload_and_access(bindir: Path, tmp_path: Path, workload: str) -> None:
     little = ["--shrink", "100", "--repetitions", "1", "--warmup", "0.2", "--before", "0.5", "--cap", "60"]
     scenarios = ["--workload", workload, "--scale", "1", "--every"]
@@ -114,3 +114,10 @@ def test_a_named_server_without_the_peer_is_said_and_fails(server: EmbeddedServe
     assert "- squeeze (PostgreSQL" in text
     assert "the extension pg_squeeze is not installed" in text
     assert "secret" not in text + (tmp_path / "results.json").read_text()
+
+
+@pytest.mark.slow
+def test_partitions(bindir: Path, tmp_path: Path) -> None:
+    little = ["--quick", "--workload", "partitions", "--only", "idle,steady", "--tools", "pglean,cluster,vacuum-full"]
+    assert main([*little, "--bindir", str(bindir), "--output", str(tmp_path)]) == 0
+    assert [len(section.runs) for section in Record.read(tmp_path / "results.json").sections] == [3, 1]
