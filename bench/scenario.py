@@ -9,7 +9,7 @@ from typing import Final
 from load import CLIENTS
 from result import Metric
 from tool import OFFLINE, VACUUM_FULL
-from watch import DISK_INTERVAL_S, INTERVAL_S
+from watch import DISK_INTERVAL_S, HORIZON_INTERVAL_S, INTERVAL_S
 from workload import ACCESSES, HOT, INSERT, UNIFORM, WORKLOADS, Workload
 
 IDLE: Final = "idle"
@@ -81,8 +81,9 @@ _ACCESSES: Final = {
 }
 MEASURED: Final = (
     f"Every {INTERVAL_S * 1000:g} ms, or as soon as the machine lets it, one session of its own asks which transaction"
-    " holds ACCESS EXCLUSIVE on the table (`pg_locks`), and for the oldest xmin of the database's sessions and of new"
-    " replication slots, without that of applications, of autovacuum, and of a lazy VACUUM, which holds nothing up."
+    f" holds ACCESS EXCLUSIVE on the table (`pg_locks`), and every {HORIZON_INTERVAL_S * 1000:g} ms for builds of"
+    " indexes and the oldest xmin of the database's sessions and of new replication slots, without that of"
+    " applications, of autovacuum, and of a lazy VACUUM, which holds nothing up."
     " Something lasted from half-way after the sample before to half-way before the sample after. *xmin horizon"
     " held* is how long the oldest xmin stayed the same transaction; on an idle server transactions that follow each"
     " other closely may look like one. WAL is that of the whole server during the run.",

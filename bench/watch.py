@@ -1,7 +1,7 @@
 """What a run does to the server, seen from outside: locks, the horizon, WAL, disk and processor time.
 
-One session asks every few milliseconds who holds ACCESS EXCLUSIVE on the table, and for the oldest
-transaction that a session of the tool still sees as running.  Something that was seen is taken to
+One session asks every few milliseconds who holds ACCESS EXCLUSIVE on the table, and less often for
+the oldest transaction that a session of the tool still sees as running.  Something that was seen is taken to
 have lasted from half-way after the sample before to half-way before the sample after, so that a
 length is wrong by no more than the time between two samples; both are told.  Two statements never
 share a transaction here, so that the session itself holds up nothing.
@@ -27,17 +27,21 @@ import psycopg
 
 from ground import DATABASE, Ground, Local
 
-INTERVAL_S: Final = 0.003
-DISK_INTERVAL_S: Final = 0.1
+INTERVAL_S: Final = 0.005
+HORIZON_INTERVAL_S: Final = 0.05
+DISK_INTERVAL_S: Final = 0.25
 
-# The functions below the views, which would join names that nobody asks for. A lazy VACUUM shows a snapshot that holds
-# nothing up; sessions of pgbench are the load, which has its own.
-_SAMPLE: Final = """
+# The functions below the views, which would join names that nobody asks for. The rest is asked less often: it lasts
+# for longer, and costs more.
+_LOCKS: Final = """
+SELECT extract(epoch FROM clock_timestamp()), string_agg(relation::text || ' ' || virtualtransaction, ',')
+  FROM pg_lock_status()
+ WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted
+   AND database = $1::oid AND relation = ANY ($2::oid[])
+"""
+# A lazy VACUUM shows a snapshot that holds nothing up; sessions of pgbench are the load, which has its own.
+_HORIZON: Final = """
 SELECT extract(epoch FROM clock_timestamp())::float8,
-       (SELECT array_agg(relation::text || ' ' || virtualtransaction)
-          FROM pg_lock_status()
-         WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted
-           AND database = %(database)s AND relation = ANY (%(tables)s)),
        (SELECT xmin::text
           FROM (SELECT backend_xmin
                   FROM pg_stat_get_activity(NULL)
@@ -193,21 +197,33 @@ class Watch:
         return dict(self._values)
 
     def _sample(self) -> None:
-        parameters = {"database": self._database, "tables": self._tables, "slots": self._slots}
-        began = time.thread_time()
+        # Below psycopg's cursors, which would take more time than the server does.
+        libpq = self._conn.pgconn
+        parameters = [str(self._database).encode(), "{{{}}}".format(",".join(map(str, self._tables))).encode()]
+        libpq.prepare(b"locks", _LOCKS.encode())
+        began, due = time.thread_time(), 0.0
         try:
-            with self._conn.cursor() as cursor:
-                while not self._stop.wait(INTERVAL_S):
-                    row = cursor.execute(_SAMPLE, parameters, prepare=True).fetchone()
-                    assert row is not None
-                    at_s, holders, horizon, builds = row
-                    self._moments.append(at_s)
-                    self._locks.see(at_s, holders or ())
-                    self._horizon.see(at_s, () if horizon is None else (horizon,))
-                    self._builds.see(at_s, builds or ())
+            while not self._stop.wait(INTERVAL_S):
+                result = libpq.exec_prepared(b"locks", parameters)
+                at, holders = result.get_value(0, 0), result.get_value(0, 1)
+                if at is None:
+                    raise psycopg.OperationalError(libpq.get_error_message())
+                self._moments.append(float(at))
+                self._locks.see(float(at), [] if holders is None else holders.split(b","))
+                if float(at) >= due:
+                    due = float(at) + HORIZON_INTERVAL_S
+                    self._see_horizon()
         except psycopg.Error as error:
             self._error = error
         self.own_client_s += time.thread_time() - began
+
+    def _see_horizon(self) -> None:
+        parameters = {"database": self._database, "slots": self._slots}
+        row = self._conn.execute(_HORIZON, parameters, prepare=True).fetchone()
+        assert row is not None
+        at_s, horizon, builds = row
+        self._horizon.see(at_s, () if horizon is None else (horizon,))
+        self._builds.see(at_s, builds or ())
 
     def _look(self) -> None:
         assert self._files is not None

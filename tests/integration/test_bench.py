@@ -37,7 +37,8 @@ def test_a_lock_and_the_horizon_are_seen_as_long_as_they_are_held(ground: Ground
     seen = watch.figures()
     slack_ms = 2 * seen["worst_sample_ms"] + 50
     assert seen["lock_ms"] == pytest.approx(end_s - held_s, abs=slack_ms)
-    assert 1000 * seen["xmin_s"] == pytest.approx(300, abs=slack_ms)
+    # Looked at less often.
+    assert 1000 * seen["xmin_s"] == pytest.approx(300, abs=slack_ms + 50)
 
 
 def test_a_lock_on_another_table_is_not(ground: Ground) -> None:
