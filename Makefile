@@ -26,6 +26,7 @@ matrix: $(STAMP)
 soak: $(STAMP)
 	$(PYTEST) -m slow $(ARGS)
 
+# About an hour; BENCH=--quick: five minutes, and nothing is written; BENCH=--help: what else.
 bench: $(STAMP)
 	$(BIN)/python bench/run.py $(BENCH)
 

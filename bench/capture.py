@@ -34,8 +34,8 @@ from typing import Any, Final
 import psycopg
 
 import machine
+from ground import DATABASE, Ground
 from load import Load
-from orders import DATABASE, Orders
 from pglean import capture, catalog
 from pglean.embedded import EmbeddedServer
 from pglean.locks import Mode, Patience, Policy, locked
@@ -46,7 +46,9 @@ from pglean.server import Server, scalar, transaction
 from pglean.version import __version__
 from result import Metric, Results, Run
 from run import BINDIR, SETTINGS, private_server
+from template import Template
 from tool import PGLEAN, Tool, told
+from workload import UNIFORM, WORKLOADS
 
 NONE: Final = "none"
 PG_REPACK: Final = "pg_repack's trigger"
@@ -226,7 +228,9 @@ class Benchmark:
 
     def __init__(self, options: argparse.Namespace, server: EmbeddedServer) -> None:
         self._options, self._server = options, server
-        self._orders = Orders(server, options.rows, pg_repack=PG_REPACK in options.kinds, vacuumed=True)
+        extensions = ("pg_repack",) if PG_REPACK in options.kinds else ()
+        self._ground = Ground.private(server)
+        self._orders = Template(self._ground, WORKLOADS["orders"], options.rows, extensions=extensions, vacuumed=True)
         tools = [*options.kinds, PEEK, WITH_KEY, WITHOUT, WITHOUT_WAL]
         self.results = Results(METRICS, EXPLANATIONS, tools)
 
@@ -256,7 +260,7 @@ class Benchmark:
 
     def _repack(self, kind: str) -> dict[str, float]:
         extra = ("--capture", "wal") if kind == WITHOUT_WAL else ()
-        tool = Tool(PGLEAN, self._server, 2, extra)
+        tool = Tool(PGLEAN, self._ground, self._orders.workload, 2, extra)
         values = {}
         for loaded in (False, True):
             self._orders.refresh()
@@ -270,7 +274,7 @@ class Benchmark:
                 values["idle_s"] = finished.elapsed_s
                 values["wal_mb"] = told(finished)["wal_bytes"] / 1e6
                 continue
-            with Load(self._server, self._orders.pairs, rate=self._options.rate) as load:
+            with self._load_of(self._options.rate) as load:
                 time.sleep(self._options.warmup)
                 finished = tool.run(_CAP_S)
                 transactions, problems = load.stop()
@@ -303,9 +307,12 @@ class Benchmark:
                 values |= {"cpu_s": _cpu_s() - cpu_s, "rss_mb": usage.ru_maxrss / 1000}
         return values
 
+    def _load_of(self, rate: int | None) -> Load:
+        return Load(self._ground, self._orders.workload, self._orders.rows, UNIFORM, rate=rate)
+
     def _load(self, scenario: str, found: Captured | None) -> dict[str, float]:
         rate = self._options.rate if scenario == STEADY else None
-        with Load(self._server, self._orders.pairs, rate=rate) as load:
+        with self._load_of(rate) as load:
             time.sleep(self._options.warmup)
             if found is not None:
                 found.watch()

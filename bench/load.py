@@ -1,4 +1,4 @@
-"""What applications do meanwhile: pgbench updating single rows, and the log of every transaction of it.
+"""What applications do meanwhile: pgbench writing single rows, and the log of every transaction of it.
 
 With a rate given, pgbench draws the times at which transactions are due beforehand, and the
 latency it logs counts from then: a transaction that had to wait because the one before it was held
@@ -18,18 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from orders import DATABASE, SURVIVOR
-from pglean.embedded import EmbeddedServer
+from ground import Ground
+from workload import Workload
 
 CLIENTS: Final = 4
 THREADS: Final = 2
-
-# No index holds the columns that change, so that many of the updates stay within their page.
-SCRIPT: Final = rf"""
-\set pair random(0, :pairs - 1)
-\set id {SURVIVOR.format(pair=":pair")}
-UPDATE orders SET status = CASE status WHEN 'paid' THEN 'sent' ELSE 'paid' END, updated_at = now() WHERE id = :id;
-"""
 
 _DAYS_S: Final = 1_000_000
 _STOP_TIMEOUT_S: Final = 60.0
@@ -72,6 +65,9 @@ class Transactions:
         self._ended = array("q", (ended[i] for i in order))
         self._took = array("q", (took[i] for i in order))
 
+    def __len__(self) -> int:
+        return len(self._ended)
+
     def during(self, start_s: float, end_s: float) -> Latency:
         """Of the transactions that overlap a stretch of time; the rate is of those that ended in it.
 
@@ -101,25 +97,33 @@ class Transactions:
 class Load:
     """pgbench, running from entry to `stop`; killed if left before that."""
 
-    def __init__(self, server: EmbeddedServer, pairs: int, *, rate: int | None) -> None:
-        self._server, self._pairs, self._rate = server, pairs, rate
+    def __init__(self, ground: Ground, workload: Workload, rows: int, access: str, *, rate: int | None) -> None:
+        """`rows`: of the table before half of them were deleted. `rate`: transactions per second; None for no limit."""
+        self._ground, self._rate = ground, rate
+        self._script, self._rows = workload.script(access), rows
+        # A generic plan has every partition locked before it is known which one is meant.
+        self._protocol = "extended" if workload.partitions else "prepared"
         self._directory = tempfile.TemporaryDirectory(prefix="pglean-bench-")
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         directory = Path(self._directory.name)
-        (directory / "update.sql").write_text(SCRIPT)
+        (directory / "script.sql").write_text(self._script)
         command = [
-            *(str(self._server.bindir / "pgbench"), "--no-vacuum", "--protocol=prepared"),
+            *(str(self._ground.program("pgbench")), "--no-vacuum", f"--protocol={self._protocol}"),
             *(f"--client={CLIENTS}", f"--jobs={THREADS}", f"--time={_DAYS_S}"),
             *("--log", f"--log-prefix={directory / 'transactions'}"),
-            *(f"--define=pairs={self._pairs}", f"--file={directory / 'update.sql'}"),
-            *([f"--rate={self._rate}"] if self._rate else []),
-            *("-h", str(self._server.socket_dir), "-p", str(self._server.port), "-U", "postgres", DATABASE),
+            *(f"--define=rows={self._rows}", f"--define=pairs={self._rows // 2}"),
+            *(f"--file={directory / 'script.sql'}", *([f"--rate={self._rate}"] if self._rate else [])),
         ]
         with (directory / "output").open("wb") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._ground.environment(),
+                start_new_session=True,
             )
         return self
 

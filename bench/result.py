@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from tool import PG_REPACK, PGLEAN
+from tool import PGLEAN
 
 _NOTHING: Final = "-"
 
@@ -44,13 +44,17 @@ class Run:
     #: Whether it was ended because its time was up.
     capped: bool
     note: str
+    #: Seconds by phase, where the tool tells.
+    phases: dict[str, float] = field(default_factory=dict)
 
     def summary(self, metrics: Sequence[Metric]) -> str:
         """For the terminal, while it goes on."""
         head = f"{self.scenario}, {self.rows:,} rows, {self.tool}, run {self.repetition}"
         if self.failure:
             return f"{head}: FAILED: {self.failure}"
-        return f"{head}: " + "; ".join(f"{m.label} {m.show(self.values[m.key])}" for m in metrics)
+        return f"{head}: " + "; ".join(
+            f"{m.label} {m.show(self.values[m.key])}" for m in metrics if m.key in self.values
+        )
 
 
 class Results:
@@ -62,23 +66,7 @@ class Results:
 
     def table(self, scenario: str) -> str:
         """Medians of one scenario and the ratios between the tools."""
-        runs = [run for run in self.runs if run.scenario == scenario]
-        tools = [tool for tool in self._tools if any(run.tool == tool for run in runs)]
-        compared = PGLEAN in tools and PG_REPACK in tools
-        sizes = sorted({run.rows for run in runs})
-        header = ["median", *tools, *(["pglean / pg_repack"] if compared else [])]
-        lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
-        for metric in self._metrics[scenario]:
-            for rows in sizes:
-                label = metric.label + (f", {rows:,} rows" if len(sizes) > 1 else "")
-                values = {tool: self._median(runs, tool, rows, metric.key) for tool in tools}
-                cells = [label, *(_NOTHING if value is None else metric.show(value) for value in values.values())]
-                if compared:
-                    cells.append(_ratio(metric, values[PGLEAN], values[PG_REPACK]))
-                lines.append(_line(cells))
-        finished = [_finished([run for run in runs if run.tool == tool]) for tool in tools]
-        lines.append(_line(["runs finished", *finished, *([""] if compared else [])]))
-        return "\n".join(lines)
+        return "\n".join(table(self._of(scenario), self._metrics[scenario], self._tools))
 
     def markdown(
         self,
@@ -95,57 +83,78 @@ class Results:
 
     def _markdown(self, machine: dict[str, str], settings: dict[str, str], about: dict[str, str]) -> Iterator[str]:
         for facts in (about, machine):
-            yield from _definition(facts)
+            yield from definition(facts)
         yield "| setting | value |"
         yield "| --- | --- |"
-        yield from (_line([f"`{name}`", f"`{value}`"]) for name, value in settings.items())
+        yield from (line([f"`{name}`", f"`{value}`"]) for name, value in settings.items())
         for scenario in self._scenarios():
             yield from ("", f"## {scenario}", "", self._explanations[scenario], "", self.table(scenario))
         yield from ("", "<details>", "<summary>Every single run</summary>")
         for scenario in self._scenarios():
-            yield from ("", f"### {scenario}", "", *self._details(scenario))
+            yield from ("", f"### {scenario}", "", *details(self._of(scenario), self._metrics[scenario]))
         yield from ("", "</details>")
 
-    def _details(self, scenario: str) -> Iterator[str]:
-        metrics = self._metrics[scenario]
-        header = ["rows", "run", "tool", *(metric.label for metric in metrics)]
-        runs = [run for run in self.runs if run.scenario == scenario]
-        yield _line(header)
-        yield _line(["---:", "---:", "---", *["---:"] * len(metrics)])
-        for run in runs:
-            shown = [
-                metric.show(run.values[metric.key]) if metric.key in run.values else _NOTHING for metric in metrics
-            ]
-            yield _line([f"{run.rows:,}", str(run.repetition), run.tool, *shown])
-        yield ""
-        for run in runs:
-            if run.failure or run.note:
-                words = " ".join(f"{'FAILED: ' if run.failure else ''}{run.failure} {run.note}".split())
-                yield f"- {run.tool}, {run.rows:,} rows, run {run.repetition}: {words}"
+    def _of(self, scenario: str) -> list[Run]:
+        return [run for run in self.runs if run.scenario == scenario]
 
     def _scenarios(self) -> list[str]:
         return [name for name in self._metrics if any(run.scenario == name for run in self.runs)]
 
-    @staticmethod
-    def _median(runs: list[Run], tool: str, rows: int, key: str) -> float | None:
-        values = [run.values[key] for run in runs if run.tool == tool and run.rows == rows and key in run.values]
-        return statistics.median(values) if values else None
+
+def table(runs: Sequence[Run], metrics: Sequence[Metric], known: Sequence[str]) -> Iterator[str]:
+    """Medians of runs by tool, in the order of those known, and the ratio of pglean to each other tool."""
+    tools = [tool for tool in known if any(run.tool == tool for run in runs)]
+    others = [tool for tool in tools if tool != PGLEAN] if PGLEAN in tools else []
+    header = ["median", *tools, *(f"pglean / {tool}" for tool in others)]
+    yield line(header)
+    yield line(["---", *["---:"] * (len(header) - 1)])
+    for metric in metrics:
+        values = {tool: median(runs, tool, metric.key) for tool in tools}
+        if all(value is None for value in values.values()):
+            continue
+        cells = [_NOTHING if value is None else metric.show(value) for value in values.values()]
+        better = " (higher is better)" if others and metric.better == "higher" else ""
+        yield line([metric.label + better, *cells, *(_ratio(metric, values[PGLEAN], values[tool]) for tool in others)])
+    finished = [_finished([run for run in runs if run.tool == tool]) for tool in tools]
+    yield line(["runs finished", *finished, *[""] * len(others)])
+
+
+def median(runs: Sequence[Run], tool: str, key: str) -> float | None:
+    """Of a tool's runs that have the figure."""
+    values = [run.values[key] for run in runs if run.tool == tool and key in run.values]
+    return statistics.median(values) if values else None
+
+
+def details(runs: Sequence[Run], metrics: Sequence[Metric]) -> Iterator[str]:
+    """Every single run, and what it had to say."""
+    yield line(["rows", "run", "tool", *(metric.label for metric in metrics)])
+    yield line(["---:", "---:", "---", *["---:"] * len(metrics)])
+    for run in runs:
+        shown = [metric.show(run.values[metric.key]) if metric.key in run.values else _NOTHING for metric in metrics]
+        yield line([f"{run.rows:,}", str(run.repetition), run.tool, *shown])
+    yield ""
+    for run in runs:
+        if run.failure or run.note:
+            words = " ".join(f"{'FAILED: ' if run.failure else ''}{run.failure} {run.note}".split())
+            yield f"- {run.tool}, {run.rows:,} rows, run {run.repetition}: {words}"
 
 
 def _ratio(metric: Metric, ours: float | None, theirs: float | None) -> str:
     if not metric.compared or ours is None or not theirs:
         return ""
-    return f"{ours / theirs:.2f}" + (" (higher is better)" if metric.better == "higher" else "")
+    return f"{ours / theirs:.2f}"
 
 
 def _finished(runs: list[Run]) -> str:
     return f"{sum(not run.failure and not run.capped for run in runs)} of {len(runs)}"
 
 
-def _definition(facts: dict[str, str]) -> Iterator[str]:
+def definition(facts: Mapping[str, str]) -> Iterator[str]:
+    """A list of names and values."""
     yield from (f"- {name}: {value}" for name, value in facts.items())
     yield ""
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A row of a table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

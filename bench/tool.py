@@ -15,13 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from orders import DATABASE, TABLE
-from pglean.embedded import EmbeddedServer
+from ground import Ground
+from workload import Workload
 
 PGLEAN: Final = "pglean"
 PG_REPACK: Final = "pg_repack"
 VACUUM_FULL: Final = "vacuum-full"
-NAMES: Final = (PGLEAN, PG_REPACK, VACUUM_FULL)
+CLUSTER: Final = "cluster"
+SQUEEZE: Final = "squeeze"
+REPACK19: Final = "repack19"
+#: What there is on a private server, and what has to be named with a server that has it.
+NAMES: Final = (PGLEAN, PG_REPACK, VACUUM_FULL, CLUSTER)
+PEERS: Final = (SQUEEZE, REPACK19)
+#: Whoever needs the table lets nobody else touch it from beginning to end.
+OFFLINE: Final = frozenset({VACUUM_FULL, CLUSTER})
 
 _POLL_S: Final = 0.02
 _INTERRUPT_TIMEOUT_S: Final = 60.0
@@ -45,32 +52,44 @@ class Finished:
 
 
 class Tool:
-    """A program that rewrites the table ``orders``."""
+    """A program that rewrites the table of a workload."""
 
-    def __init__(self, name: str, server: EmbeddedServer, jobs: int, more: Sequence[str] = ()) -> None:
+    def __init__(self, name: str, ground: Ground, workload: Workload, jobs: int, more: Sequence[str] = ()) -> None:
         """`more`: further options, for pglean. Raises `FileNotFoundError` where the program is not installed."""
-        self.name = name
-        connection = ["-h", str(server.socket_dir), "-p", str(server.port), "-U", "postgres", "-d", DATABASE]
+        self.name, self._ground = name, ground
+        table, order, index = workload.table, workload.order_by, workload.order_index
+        ordered = ("-o", order) if order else ()
+        tables = ("-I" if workload.partitions else "-t", table, "-j", str(jobs))
+        using = f" USING INDEX {index}" if order else ""
+        given = f"'{index}'" if order else "NULL"
         commands: dict[str, Callable[[], list[str]]] = {
             PGLEAN: lambda: [
-                *(sys.executable, "-m", "pglean", "repack", "-t", TABLE, "-j", str(jobs), "--json", "-q", *more),
-                *connection,
+                *(sys.executable, "-m", "pglean", "repack", *tables, *ordered, "--json", "-q", *more),
             ],
-            PG_REPACK: lambda: [
-                *(str(find_pg_repack(server.bindir)), "-t", TABLE, "-j", str(jobs), "--no-order"),
-                *connection,
-            ],
-            VACUUM_FULL: lambda: [
-                *(str(server.bindir / "psql"), "-X", "-q", "-c", f"VACUUM (FULL, ANALYZE) {TABLE}"),
-                *connection,
-            ],
+            PG_REPACK: lambda: [str(find_pg_repack(ground.bindir)), *tables, *(ordered or ("--no-order",))],
+            VACUUM_FULL: lambda: self._psql(f"VACUUM (FULL, ANALYZE) {table}"),
+            # Partition by partition, since PostgreSQL 14 cannot do otherwise.
+            CLUSTER: lambda: self._psql(
+                *(f"CLUSTER {leaf} USING {leaf}{index.removeprefix(table)}" for leaf in workload.leaves),
+                f"ANALYZE {table}",
+            ),
+            SQUEEZE: lambda: self._psql(
+                *(f"SELECT squeeze.squeeze_table('public', '{leaf}', {given}, NULL, NULL)" for leaf in workload.leaves)
+            ),
+            REPACK19: lambda: self._psql(
+                *(f"REPACK (CONCURRENTLY, ANALYZE) {leaf}{using}" for leaf in workload.leaves)
+            ),
         }
         self._command = commands[name]()
 
+    def _psql(self, *statements: str) -> list[str]:
+        psql = [str(self._ground.program("psql")), "-X", "-q", "-v", "ON_ERROR_STOP=1"]
+        return [*psql, *(word for statement in statements for word in ("-c", statement))]
+
     def shown(self) -> str:
-        """The command as one would type it, without where to connect."""
-        words = self._command[: self._command.index("-h")]
-        return " ".join([Path(words[0]).name, *(f'"{word}"' if " " in word else word for word in words[1:])])
+        """The command as one would type it; where to connect is in its environment."""
+        words = [Path(self._command[0]).name, *(f'"{word}"' if " " in word else word for word in self._command[1:])]
+        return " ".join(words[:20]) + (" …" if len(words) > 20 else "")
 
     def warm_up(self) -> None:
         """Have its files read and, for Python, compiled, which is not what the first run is to be measured by.
@@ -82,12 +101,6 @@ class Tool:
 
     def run(self, cap_s: float) -> Finished:
         """Run it to its end, or for `cap_s` seconds."""
-        # Without compiled modules pglean would be translated anew at each start, which no installed program is.
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("PG") and name != "PYTHONDONTWRITEBYTECODE"
-        }
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             started, start = time.time(), time.perf_counter()
             process = subprocess.Popen(
@@ -95,7 +108,7 @@ class Tool:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
-                env=environment,
+                env=self._ground.environment(),
                 start_new_session=True,
             )
             try:
@@ -120,25 +133,37 @@ class Tool:
             )
 
 
-def find_pg_repack(bindir: Path) -> Path:
+def find_pg_repack(bindir: Path | None) -> Path:
     """The program, beside the server's or on the path.
 
     Raises `FileNotFoundError` where there is none.
     """
-    beside = bindir / "pg_repack"
-    found = beside if beside.is_file() else Path(shutil.which("pg_repack") or "")
+    beside = None if bindir is None else bindir / "pg_repack"
+    found = beside if beside is not None and beside.is_file() else Path(shutil.which("pg_repack") or "")
     if not found.is_file():
         raise FileNotFoundError("pg_repack is not installed; on Debian: apt-get install postgresql-15-repack")
     return found
 
 
 def told(finished: Finished) -> dict[str, Any]:
-    """What pglean says of its run itself; empty for the other tools."""
+    """What pglean says of its run itself, of several tables together; empty for the other tools."""
     try:
         results = json.loads(finished.output)
     except ValueError:
         return {}
-    return results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else {}
+    done = [result for result in results if isinstance(result, dict) and result.get("status") == "done"]
+    if not done:
+        return {}
+    phases: dict[str, float] = {}
+    for result in done:
+        for phase, seconds in result["phases"].items():
+            phases[phase] = phases.get(phase, 0.0) + float(seconds)
+    return {
+        "phases": phases,
+        "exclusive_lock_ms": max(result["exclusive_lock_ms"] for result in done),
+        "changes_applied": sum(result["changes_applied"] for result in done),
+        "wal_bytes": sum(result["wal_bytes"] for result in done),
+    }
 
 
 def _watch(process: subprocess.Popen[bytes], start: float, cap_s: float) -> tuple[float, bool, int, float]:
