@@ -89,6 +89,7 @@ PURE = [
     "bloat.estimate",
     "bloat.finding",
     "bloat.reckoning",
+    "bloat.verdict",
     "rewrite.phase",
 ]
 

@@ -93,6 +93,8 @@ class Table:
     owner_is_superuser: bool
     #: Qualified name of the partitioned table at the top, of which it is a part.
     root: tuple[str, str] | None
+    #: The same, but that among those that were named, where names are asked for; None where it was named by itself.
+    family: tuple[str, str] | None
     #: Whether its access method is the heap.
     is_heap: bool
     bytes: int

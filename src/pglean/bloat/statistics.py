@@ -84,7 +84,22 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
 
 
 def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
-    oid, schema, name, owner, owner_is_superuser, root, is_heap, size, fillfactor, rows, dead, changed, *others = row
+    (
+        oid,
+        schema,
+        name,
+        owner,
+        owner_is_superuser,
+        root,
+        family,
+        is_heap,
+        size,
+        fillfactor,
+        rows,
+        dead,
+        changed,
+        *others,
+    ) = row
     readable, row_security, present, toast_oid, toast_size, toast_index_size, *toast_counts = others
     toast = None
     if toast_oid is not None:
@@ -96,6 +111,7 @@ def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
         owner=owner,
         owner_is_superuser=owner_is_superuser,
         root=None if root is None else (root[0], root[1]),
+        family=None if family is None else (family[0], family[1]),
         is_heap=bool(is_heap),
         bytes=size,
         fillfactor=fillfactor,

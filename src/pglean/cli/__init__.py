@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from pglean.cli.bloat import bloat_command
+from pglean.cli.check import check_command
 from pglean.cli.demo import demo_command
 from pglean.cli.display import console
 from pglean.cli.reindex import reindex_command
@@ -31,6 +32,7 @@ for _command in (
     repack_command,
     reindex_command,
     bloat_command,
+    check_command,
     status_command,
     pause_command,
     resume_command,

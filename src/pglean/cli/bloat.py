@@ -28,6 +28,9 @@ from pglean.disk import bytes_text
 from pglean.errors import PgleanError, UsageError
 from pglean.options import size_bytes
 
+#: Ways to look at tables that can be asked for.
+METHODS = [AUTO, *(method.value for method in (Method.ESTIMATE, Method.APPROX, Method.EXACT))]
+
 #: So many tables are listed for people who have not said how many.
 _TOP = 20
 
@@ -51,7 +54,7 @@ _SHOWN = Section("What is shown")
 @_WHAT.option("-c", "--schema", "schemas", multiple=True, metavar="SCHEMA", help="All tables of a schema, or pattern.")
 @_HOW.option(
     "--method",
-    type=click.Choice([AUTO, *(method.value for method in (Method.ESTIMATE, Method.APPROX, Method.EXACT))]),
+    type=click.Choice(METHODS),
     default=AUTO,
     show_default=True,
     help="By statistics, and closer for the worst; by statistics; by pgstattuple_approx; by pgstattuple.",
