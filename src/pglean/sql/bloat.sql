@@ -181,6 +181,13 @@ SELECT n.nspname, p.proname
  WHERE e.extname = 'pg_freespacemap' AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')
    AND pg_relation_size(%(oid)s::oid, 'fsm') > 0
 
+-- name: rights
+-- Whether the role may find the table by its name, read all of it, and lock it; whether row security hides rows from it.
+SELECT has_schema_privilege(c.relnamespace, 'USAGE'), has_table_privilege(c.oid, 'SELECT'),
+       has_table_privilege(c.oid, %(privileges)s::text), row_security_active(c.oid)
+  FROM pg_class c
+ WHERE c.oid = %(oid)s
+
 -- name: owners_code
 -- What of the table's owner would run, with our rights, when a statement on the table is planned; see guard.py.
 SELECT why FROM (
