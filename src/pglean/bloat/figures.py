@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -44,6 +45,8 @@ class Btree:
     deduplicated: bool
     #: Number of distinct keys by extended statistics, read as `Column.n_distinct`; None where there are none.
     n_distinct: float | None = None
+    #: Rows of the table that ANALYZE looks at.
+    sampled_rows: float = math.inf
 
     @property
     def known(self) -> bool:

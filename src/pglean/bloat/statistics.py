@@ -51,6 +51,8 @@ class _Shape:
     columns: list[Column]
     width: int = 0
     reshaped: bool = False
+    #: Rows of it that ANALYZE looks at.
+    sampled: int = 0
 
 
 def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -> list[Table]:
@@ -60,12 +62,13 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
     few = len(rows) <= _FEW
     parameters = {"oids": found, "names": [row[2] for row in rows] + [row[2] for row in indexes] if few else None}
     shapes: dict[int, _Shape] = defaultdict(lambda: _Shape([]))
-    for oid, name, length, alignment, packed, absent, reshaped, nulls, width, distinct in conn.execute(
+    for oid, name, length, alignment, packed, absent, reshaped, nulls, width, distinct, sampled in conn.execute(
         query("bloat.columns"), parameters
     ):
         shape = shapes[oid]
         shape.width += 1
         shape.reshaped |= reshaped
+        shape.sampled = max(shape.sampled, sampled)
         if not absent:
             shape.columns.append(Column(name, length, alignment, packed, nulls, width, n_distinct=distinct))
     keys: dict[int, list[Column]] = defaultdict(list)
@@ -78,7 +81,8 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
         )
     by_table: dict[int, list[Index]] = defaultdict(list)
     for oid, index, name, method, size, present, fillfactor, share, unique, deduplicated, distinct in indexes:
-        btree = Btree(tuple(keys[index]), unique, deduplicated, distinct) if index in keys else None
+        sampled = shapes[oid].sampled
+        btree = Btree(tuple(keys[index]), unique, deduplicated, distinct, sampled) if index in keys else None
         by_table[oid].append(Index(index, name, method, size, fillfactor, share, btree, present))
     return [_table(row, shapes[row[0]], by_table[row[0]]) for row in rows]
 

@@ -69,8 +69,11 @@ SELECT a.attrelid, a.attname, a.attlen::int, strpos('cs.i...d', a.attalign::text
        a.attisdropped OR a.attgenerated = 'v', a.attisdropped OR a.atthasmissing,
        -- Of fixed length and NOT NULL: nothing has to be guessed.
        coalesce(s.null_frac, CASE WHEN a.attnotnull AND a.attlen > 0 THEN 0 END)::float8,
-       coalesce(s.avg_width, CASE WHEN a.attlen > 0 THEN a.attlen END)::float8, s.n_distinct::float8
+       coalesce(s.avg_width, CASE WHEN a.attlen > 0 THEN a.attlen END)::float8, s.n_distinct::float8,
+       -- ANALYZE looks at as many rows as the largest of these asks for.
+       CASE WHEN a.attisdropped THEN 0 ELSE 300 * coalesce(nullif(a.attstattarget, -1), target.rows) END
   FROM unnest(%(oids)s::oid[]) AS wanted(oid)
+ CROSS JOIN (SELECT current_setting('default_statistics_target')::int) AS target(rows)
   JOIN pg_class c USING (oid)
   JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
