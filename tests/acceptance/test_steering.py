@@ -615,7 +615,7 @@ def test_cleanup_leaves_paused_runs_alone(stage: Stage, run: Run) -> None:
     assert status == 1
     assert "pglean: error: 1 run is not over\n" in err
     assert f"DETAIL:  {paused} on public.items: paused\n" in err
-    assert "`pglean abort` those that are paused" in err
+    assert f"`pglean abort JOB -d {stage.db.name}` those that are paused" in err
     stage.write()
     assert run("cleanup", "--paused") == (0, f"job {paused} on public.items: cleaned up\n", "")
     assert run("cleanup", "--paused") == (0, "nothing to clean up\n", "")
