@@ -379,8 +379,8 @@ class Database:
                 raise PgleanError(
                     f"{len(left)} {'run is' if len(left) == 1 else 'runs are'} not over",
                     detail="; ".join(f"{run.id} on {run.schema}.{run.table}: {run.state}" for run in left),
-                    hint="Wait for those that are running; `pglean cleanup` undoes those that were interrupted,"
-                    " `pglean abort` those that are paused.",
+                    hint=f"Wait for those that are running; {self.server.command('cleanup')} undoes those that were"
+                    f" interrupted, {self.server.command('abort JOB')} those that are paused.",
                 )
             return schema.drop(conn)
 

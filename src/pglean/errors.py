@@ -19,6 +19,8 @@
     ├── Incomplete             9   several tables were asked for and some were not done
     └── NotBegun               1   one of several tables, after what ended the batch, whose exit status it tells
 
+`pglean check` makes 3 of each of them: to a monitor 1 and 2 say something of the tables.
+
 The text follows PostgreSQL's style: a lower-case message without a period, a detail that is a sentence, and a hint
 with the exact command or option that mends it.
 """

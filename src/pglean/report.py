@@ -5,7 +5,7 @@ Names of tables and roles go through `rich.text.Text`, never through markup: a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -18,7 +18,7 @@ from pglean.errors import PgleanError
 from pglean.progress import waiting_text
 from pglean.result import ReindexResult, Result
 from pglean.rewrite.plan import Plan
-from pglean.rewrite.status import Finished, Status, command, ways_on
+from pglean.rewrite.status import Finished, Status, ways_on
 from pglean.table import quote_name
 
 
@@ -220,8 +220,8 @@ def reindex_plan_json(plan: ReindexPlan) -> dict[str, object]:
     }
 
 
-def status_lines(runs: Sequence[Status], database: str) -> RenderableType:
-    """Runs of a database that are not over: a few lines each, which fit any terminal and any pipe."""
+def status_lines(runs: Sequence[Status], command: Callable[[str], str]) -> RenderableType:
+    """Runs that are not over: a few lines each, which fit any terminal and any pipe; `command` is `Server.command`."""
     lines: list[Text] = []
     for run in runs:
         done, total = run.progress.get("done", 0), run.progress.get("total", 0)
@@ -250,9 +250,9 @@ def status_lines(runs: Sequence[Status], database: str) -> RenderableType:
         if run.error:
             lines.append(Text(f"  {run.error}"))
         if run.slot_lost and not run.swapped:
-            lines.append(Text(f"  `pglean repack` begins anew, {command('abort', run.id, database)} undoes it"))
+            lines.append(Text(f"  `pglean repack` begins anew, {command(f'abort {run.id}')} undoes it"))
         elif run.state in ("paused", "interrupted"):
-            lines.append(Text(f"  {ways_on(run.id, database)}"))
+            lines.append(Text(f"  {ways_on(run.id, command)}"))
     return Group(*lines)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import threading
 from collections.abc import Iterator
 from copy import copy
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, LiteralString, TypeAlias
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, tuple_row
 
@@ -132,6 +133,14 @@ class Server:
         except ConnectionLost as error:
             error.hint = "Nothing was begun. Look whether the server runs, and at -h, -p, -U and -d."
             raise
+
+    def command(self, words: str) -> str:
+        """What to type to have pglean do something in this database: ``resume 17``, say, as `pglean resume 17 -d shop`.
+
+        With what was given of where the server is and as whom to connect, but never with a password. What came from the
+        environment is not repeated: it is still there.
+        """
+        return f"`pglean {words} {connection_words(self._conninfo, self.capabilities.database)}`"
 
     # ---- connections
 
@@ -341,6 +350,27 @@ def _capabilities(conn: Connection, search_path: str) -> Capabilities:
         search_path=search_path,
         has_plpgsql=has_plpgsql,
     )
+
+
+#: Parameters of a connection that have an option of their own, in psql as here.
+_OPTIONS = {"host": "-h", "port": "-p", "user": "-U"}
+
+
+def connection_words(conninfo: str, database: str) -> str:
+    """Options of the command line that lead to a database as `conninfo` does, without what is secret."""
+    given = {
+        option.keyword.decode(): option.val.decode()
+        for option in pq.Conninfo.parse(conninfo.encode())
+        # As libpq marks what must not be shown, or is for debugging; OAuth's secret has no mark.
+        if option.val is not None and option.dispchar not in (b"*", b"D") and b"secret" not in option.keyword
+    }
+    given.pop("dbname", None)
+    if given.keys() <= _OPTIONS.keys():
+        # What would be taken for a connection string is written as one.
+        name = make_conninfo(dbname=database) if "=" in database or "://" in database else database
+        words = [word for key, option in _OPTIONS.items() if key in given for word in (option, given[key])]
+        return shlex.join([*words, "-d", name])
+    return shlex.join(["-d", make_conninfo(dbname=database, **given)])
 
 
 def invalid_conninfo(error: Exception, conninfo: str) -> UsageError:

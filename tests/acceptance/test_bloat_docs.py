@@ -33,7 +33,8 @@ def test_examples_run(stage: Stage, run: Run, tmp_path: Path, monkeypatch: pytes
                 at = arguments.index("-d")
                 assert arguments[at + 1] == "shop"
                 status, told, err = run(*arguments[:at], *arguments[at + 2 :])
-                assert status == 0, err
+                # A check of what is sized by the statistics may be a warning, and is an answer.
+                assert status in ((0, 1, 2) if arguments[0] == "check" else (0,)), err
                 shares += re.findall(r"^ public\.orders .* (\d+)% +estimate", told, re.MULTILINE)
         elif kind == "text":
             # What is dead, and so what is free, depends on when sessions tell what they have counted.

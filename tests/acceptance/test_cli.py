@@ -17,7 +17,6 @@ import pytest
 import pglean
 from pglean import pausepoint
 from pglean.embedded import EmbeddedServer
-from pglean.rewrite.status import ways_on
 from tests.conftest import SERVERS
 from tests.servers import Database
 from tests.support import terminal
@@ -398,7 +397,7 @@ def test_status_5_where_the_connection_is_lost(stage: Stage, run: Run) -> None:
         assert [result["status"] for result in json.loads(out)] == ["failed"]
         assert "connection to the server was lost" in err
         (kept,) = stage.status()
-        assert f"What was done is kept: {ways_on(kept.id, stage.db.name)}." in err
+        assert f"What was done is kept: `pglean resume {kept.id} -d {stage.db.name}` continues, " in err
         # With a server that is not there, the others are not even begun.
         status, out, err = run("repack", "-q", "-t", "items,other")
         assert (status, out) == (9, "")

@@ -78,7 +78,7 @@ def test_hold_and_swap(stage: Stage, run: Run) -> None:
         status, out, err = run("status")
         assert (status, err) == (0, "")
         assert f"job {job}: public.items  ready\n" in out
-        assert f"waiting for `pglean swap {job} -d {stage.db.name}`" in out
+        assert f"waiting for {stage.typed(f'swap {job}')}" in out
         stage.write()
         assert stage.file == stage.first_file
         assert run("swap", str(job)) == (0, f"job {job}: asked to swap\n", "")
@@ -141,13 +141,13 @@ def test_pause_and_resume(stage: Stage, run: Run) -> None:
         )
         assert client.wait() == 8
         assert f"pglean: error: run {job} was paused\nHINT:  What was done is kept: " in client.stderr
-        assert f"{ways_on(job, stage.db.name)}." in client.stderr
+        assert f"{ways_on(job, stage.typed)}." in client.stderr
     stage.write()
     status, out, _ = run("status")
     assert status == 0
     assert f"job {job}: public.items  paused, ready" in out
     assert f"  run {job} was paused\n" in out
-    assert f"  {ways_on(job, stage.db.name)}\n" in out
+    assert f"  `pglean resume {job} -d {stage.db.name}` continues, " in out
     # It did when it was held.
     assert "waiting" not in out
     assert json.loads(run("status", "--json")[1])[0]["progress"]["waiting_for"] == ""
@@ -219,7 +219,7 @@ def test_resume_without_a_number(stage: Stage, run: Run) -> None:
     assert (status, out) == (2, "")
     assert "pglean: error: 2 runs are paused or interrupted\n" in err
     assert f"DETAIL:  {first}: public.items, interrupted; {second}: public.others, paused\n" in err
-    assert "HINT:  Name one: pglean resume JOB.\n" in err
+    assert f"HINT:  Name one: `pglean resume JOB -d {stage.db.name}`.\n" in err
     stage.write()
     assert run("resume", "-q", str(first))[:2] == (0, "")
     assert stage.repacked
@@ -303,7 +303,7 @@ def test_keep(stage: Stage, run: Run, number: signal.Signals) -> None:
         assert client.wait() == 8
         (found,) = stage.status()
         assert f"pglean: error: interrupted by {number.name}\nHINT:  What was done is kept: " in client.stderr
-        assert f"`pglean resume {found.id} -d {stage.db.name}` continues" in client.stderr
+        assert f"{stage.typed(f'resume {found.id}')} continues" in client.stderr
     assert found.state == "paused"
     stage.write()
     assert run("resume", "-q", str(found.id))[:2] == (0, "")
@@ -394,7 +394,7 @@ def test_abort_with_somebody_in_the_way(stage: Stage, run: Run) -> None:
         assert (status, out) == (4, "")
         assert "pglean: error: not everything could be removed\n" in err
         assert f"three triggers without effect on public.items (in use by pid {reader.info.backend_pid}" in err
-        assert "HINT:  Run `pglean cleanup` when those sessions have ended.\n" in err
+        assert f"HINT:  Run `pglean cleanup -d {stage.db.name}` when those sessions have ended.\n" in err
         assert [each.state for each in stage.status()] == ["remains"]
         assert f"job {job}: public.items  remains" in run("status")[1]
         stage.write()
@@ -415,7 +415,8 @@ def test_run_that_there_is_not(stage: Stage, run: Run, command: str) -> None:
         status, out, err = run(command, str(job))
         assert (status, out) == (2, "")
         assert f"pglean: error: there is no run {job} " in err
-        assert "`pglean status` lists those that are not over, `pglean log` the others." in err
+        name = stage.db.name
+        assert f"`pglean status -d {name}` lists those that are not over, `pglean log -d {name}` the others." in err
 
     # There is not even a schema.
     refused(1)
@@ -515,7 +516,7 @@ def test_status_as_json(stage: Stage, run: Run) -> None:
         assert found["relation"] == stage.oid
         assert found["shadow_bytes"] > 0
         assert 0 <= found["heartbeat_s"] <= found["elapsed_s"]
-        assert f"`pglean swap {job} -d {stage.db.name}`" in found["progress"]["waiting_for"]
+        assert stage.typed(f"swap {job}") in found["progress"]["waiting_for"]
         assert run("abort", str(job))[0] == 0
         assert client.wait() == 8
     stage.check()
@@ -526,9 +527,7 @@ def test_status_watch_on_a_terminal(stage: Stage, run: Run) -> None:
     status, shown = terminal.run(["status", "--watch"], answers={"no run is in progress": ctrl_c})
     assert status == 0, shown
     with held(stage) as (client, job):
-        status, shown = terminal.run(
-            ["status", "--watch"], answers={f"waiting for `pglean swap {job} -d {stage.db.name}`": ctrl_c}
-        )
+        status, shown = terminal.run(["status", "--watch"], answers={f"waiting for `pglean swap {job} ": ctrl_c})
         assert status == 0, shown
         assert f"job {job}: public.items" in shown
         assert "Traceback" not in shown
@@ -616,7 +615,7 @@ def test_cleanup_leaves_paused_runs_alone(stage: Stage, run: Run) -> None:
     assert status == 1
     assert "pglean: error: 1 run is not over\n" in err
     assert f"DETAIL:  {paused} on public.items: paused\n" in err
-    assert "`pglean abort` those that are paused" in err
+    assert f"`pglean abort JOB -d {stage.db.name}` those that are paused" in err
     stage.write()
     assert run("cleanup", "--paused") == (0, f"job {paused} on public.items: cleaned up\n", "")
     assert run("cleanup", "--paused") == (0, "nothing to clean up\n", "")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import time
 
 import click
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pglean.cli.display import console, progress_display
 from pglean.cli.repack import repack_command
 from pglean.progress import Progress
-from pglean.rewrite.status import command
+from pglean.server import connection_words
 from tests.support.client import Client
 from tests.support.command import Run, table
 from tests.support.stage import Stage
@@ -34,16 +36,50 @@ def killed(stage: Stage, point: str = "phase: ready") -> int:
 
 
 @pytest.mark.parametrize(
-    ("database", "typed"),
+    ("conninfo", "database", "typed"),
     [
-        ("shop", "`pglean resume 7 -d shop`"),
-        ("My Shop", "`pglean resume 7 -d 'My Shop'`"),
-        ("a=b", "`pglean resume 7 -d dbname=a=b`"),
-        ("a://b", "`pglean resume 7 -d dbname=a://b`"),
+        ("", "shop", "-d shop"),
+        ("", "My Shop", "-d 'My Shop'"),
+        ("", "a=b", "-d dbname=a=b"),
+        ("", "a://b", "-d dbname=a://b"),
+        ("dbname=postgres user=admin", "shop", "-U admin -d shop"),
+        ("host=db1,db2 port=5433 user='it\\'s'", "shop", "-h db1,db2 -p 5433 -U 'it'\"'\"'s' -d shop"),
+        ("postgresql://admin:secret@db1:5433/shop", "shop", "-h db1 -p 5433 -U admin -d shop"),
+        (
+            "postgresql://admin:secret@db1/shop?sslmode=require&sslpassword=hidden",
+            "shop",
+            "-d 'dbname=shop user=admin host=db1 sslmode=require'",
+        ),
+        ("service=prod password=secret", "My Shop", "-d 'dbname='\"'\"'My Shop'\"'\"' service=prod'"),
     ],
 )
-def test_commands_name_the_database(database: str, typed: str) -> None:
-    assert command("resume", 7, database) == typed
+def test_commands_lead_to_the_database(conninfo: str, database: str, typed: str) -> None:
+    words = connection_words(conninfo, database)
+    assert words == typed
+    # What is typed so means the same again, but for what is secret.
+    options = dict(zip(*[iter(shlex.split(words))] * 2, strict=True))
+    again = make_conninfo(options["-d"]) if "=" in options["-d"] else make_conninfo(dbname=options["-d"])
+    for option, name in (("-h", "host"), ("-p", "port"), ("-U", "user")):
+        again = make_conninfo(again, **({name: options[option]} if option in options else {}))
+    meant = conninfo_to_dict(conninfo) | {"dbname": database}
+    assert conninfo_to_dict(again) == {name: meant[name] for name in meant if "password" not in name}
+
+
+def test_hints_lead_to_the_database(stage: Stage, run: Run) -> None:
+    with stage.db.connect(application_name="blocker") as blocker:
+        blocker.execute("BEGIN; LOCK TABLE items IN ACCESS SHARE MODE")
+        uri = f"postgresql://postgres:secret@/{stage.db.name}"
+        status, _, err = run("repack", "-q", "-t", "items", "-T", "0.1", "--lock-timeout", "20", "-d", uri)
+    assert status == 4
+    (kept,) = stage.status()
+    assert f"`pglean resume {kept.id} -U postgres -d {stage.db.name}` continues" in err
+    assert "secret" not in err
+    assert (
+        f"`pglean abort {kept.id} -p {stage.db.server.port} -d {stage.db.name}` undoes it"
+        in run("status", "-p", str(stage.db.server.port))[1]
+    )
+    assert run("abort", str(kept.id))[0] == 0
+    stage.check()
 
 
 def test_resume_takes_what_the_hint_advises(stage: Stage, run: Run) -> None:
@@ -68,7 +104,7 @@ def test_resume_takes_what_the_hint_advises(stage: Stage, run: Run) -> None:
 def test_nothing_to_resume(stage: Stage, run: Run) -> None:
     status, out, err = run("resume")
     assert (status, out) == (2, "")
-    assert "no run is paused or interrupted\nHINT:  `pglean status` lists" in err
+    assert f"no run is paused or interrupted\nHINT:  `pglean status -d {stage.db.name}` lists" in err
 
 
 def test_swap_of_a_run_that_does_not_hold(stage: Stage, run: Run) -> None:

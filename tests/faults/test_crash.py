@@ -73,7 +73,7 @@ def test_server_that_stays_away_is_told(stage: Stage, monkeypatch: pytest.Monkey
     stage.db.server.start()
     (run,) = stage.status()
     assert run.state == "interrupted"
-    assert ways_on(run.id, stage.db.name) in str(outcome)
+    assert ways_on(run.id, stage.typed) in str(outcome)
     stage.write()
     stage.settle("resume")
     stage.check()
@@ -89,7 +89,7 @@ def test_server_that_stays_away_from_undoing_is_told(stage: Stage, monkeypatch: 
     outcome = repack(stage, Fault("phase: ready", crash_and_fail))
     assert "of another kind" in str(outcome)
     assert "Undoing failed as well" in str(outcome)
-    assert "`pglean cleanup` undoes it" in str(outcome)
+    assert f"{stage.typed('cleanup')} undoes it" in str(outcome)
     stage.db.server.start()
     assert cli.run(["cleanup", stage.db.conninfo]) == 0
     assert not stage.repacked

@@ -231,7 +231,7 @@ def test_27_disk_full(small: tuple[Database, Path], what: str, then: str) -> Non
     assert "No space left on device" in outcome.message
     assert "Make room on the server's disk" in str(outcome)
     (run,) = stage.status()
-    assert f"`pglean resume {run.id} -d {stage.db.name}` continues" in str(outcome)
+    assert f"{stage.typed(f'resume {run.id}')} continues" in str(outcome)
     assert (run.state, run.phase) == ("paused", {"table": "copying", "index": "indexing"}[what])
     # Still full: once more in vain, and nothing lost.
     with pglean.connect(db.conninfo) as database, pytest.raises(DiskFull):

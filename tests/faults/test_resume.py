@@ -198,7 +198,7 @@ def test_ctrl_c_keeps_where_that_was_asked_for(stage: Stage) -> None:
         client.signal(signal.SIGINT)
         assert client.wait() == 8
         (run,) = stage.status()
-        assert f"`pglean resume {run.id} -d {stage.db.name}` continues" in client.stderr
+        assert f"{stage.typed(f'resume {run.id}')} continues" in client.stderr
     assert run.state == "paused"
     stage.write()
     stage.settle("resume")

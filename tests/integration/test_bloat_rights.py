@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_a_role_without_rights(items: Database, plain_role: str) -> None:
     assert (found.after_bytes, found.bloat, found.method) == (None, None, "none")
     assert "no statistics to be seen: the role may not read the table" in found.notes
     found = bloat(items, user=plain_role)
-    assert "not sampled: permission denied for table items" in found.notes
+    assert "not sampled: the role may not read the table" in found.notes
     items.execute(sql.SQL("GRANT SELECT ON items TO {}").format(sql.Identifier(plain_role)))
     assert bloat(items, user=plain_role, method="estimate") == bloat(items, method="estimate")
 
@@ -70,8 +71,42 @@ def test_row_security(items: Database, plain_role: str) -> None:
     items.execute("CREATE POLICY few ON items USING (id < 10); ALTER TABLE items ENABLE ROW LEVEL SECURITY")
     notes = bloat(items, user=plain_role).notes
     assert "no statistics to be seen: row security is in the way" in notes
-    assert any("row-level security policy" in note for note in notes), notes
+    assert "not sampled: row security is in the way" in notes
     assert bloat(items).method == "sample"
+
+
+def test_what_a_role_may_not_do_is_not_tried(items: Database, plain_role: str) -> None:
+    """The server would log it as an error, with each look of a monitor."""
+    role = sql.Identifier(plain_role)
+    items.execute("CREATE SCHEMA hidden; CREATE TABLE hidden.items (LIKE items); INSERT INTO hidden.items TABLE items")
+    items.execute("CREATE ROLE another; ALTER TABLE items OWNER TO another")
+    begin = items.server.log_path.stat().st_size
+
+    def why() -> str:
+        with pglean.connect(f"{items.conninfo} user='{plain_role}'") as database:
+            assert len(database.bloat()) == 2
+            (table,) = database.bloat(["items"])
+            (found,) = database.density(["items"])
+            (hidden,) = database.density(schemas=["hidden"])
+        assert hidden.why == "the role may not read the schema"
+        assert (f"not sampled: {found.why}" in table.notes) == bool(found.why)
+        return found.why
+
+    try:
+        assert why() == "the role may not read the table"
+        items.execute("CREATE EXTENSION pgstattuple; CREATE EXTENSION pg_freespacemap")
+        items.execute("VACUUM items")
+        assert why() == "the role may not read the table"
+        items.execute(sql.SQL("GRANT SELECT ON items TO {}").format(role))
+        assert why() == "its owner (another) could change it meanwhile, and the role may not lock it against that"
+        items.execute("ALTER TABLE items ENABLE ROW LEVEL SECURITY")
+        assert why() == "row security is in the way"
+        items.execute(sql.SQL("ALTER TABLE items DISABLE ROW LEVEL SECURITY; GRANT DELETE ON items TO {}").format(role))
+        assert why() == ""
+        log = items.server.log_path.read_bytes()[begin:].decode()
+        assert [line for line in log.splitlines() if items.name in line and "ERROR" in line] == []
+    finally:
+        items.execute("DROP OWNED BY another; DROP ROLE another")
 
 
 def test_the_extension(items: Database, plain_role: str) -> None:
@@ -110,6 +145,17 @@ def test_what_is_locked_is_skipped(items: Database) -> None:
     other_found = bloat(items, method="exact")
     assert other_found.heap.bytes == found.heap.bytes
     assert other_found.heap.method is Method.EXACT
+
+
+@pytest.mark.parametrize("lock", ["TABLE items", "INDEX items_pkey"])
+def test_a_sample_waits_for_nobody(items: Database, lock: str) -> None:
+    with items.connect() as other, other.transaction():
+        # There is no other way to lock an index.
+        other.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE" if "TABLE" in lock else "REINDEX INDEX items_pkey")
+        begun = time.monotonic()
+        assert "not sampled: somebody has it locked" in bloat(items).notes
+        assert density(items, 10).why == "somebody has it locked"
+        assert time.monotonic() - begun < 5
 
 
 def test_what_is_too_large_is_not_read(items: Database) -> None:
@@ -198,6 +244,31 @@ def test_partitions(db: Database) -> None:
         assert len(database.bloat(schemas=["other"])) == 0
         with pytest.raises(UsageError):
             database.bloat(["items"], schemas=["public"])
+
+
+def test_a_partition_that_is_named(db: Database) -> None:
+    db.execute("CREATE SCHEMA other; CREATE TABLE items (id int PRIMARY KEY, note text) PARTITION BY RANGE (id)")
+    db.execute("CREATE TABLE other.low PARTITION OF items FOR VALUES FROM (0) TO (10000) PARTITION BY RANGE (id)")
+    db.execute("CREATE TABLE other.lowest PARTITION OF other.low FOR VALUES FROM (0) TO (5000)")
+    db.execute("CREATE TABLE other.lower PARTITION OF other.low FOR VALUES FROM (5000) TO (10000)")
+    db.execute("CREATE TABLE other.high PARTITION OF items FOR VALUES FROM (10000) TO (20000)")
+
+    def shown(*tables: str) -> dict[str, int]:
+        with pglean.connect(db.conninfo) as database:
+            return {one.qualified_name: one.partitions for one in database.bloat(tables, method="estimate")}
+
+    assert shown("items") == {"public.items": 3}
+    assert shown("other.lowest") == {"other.lowest": 0}
+    # As far up as was asked for, and no further.
+    assert shown("other.low") == {"other.low": 2}
+    assert shown("other.low", "other.high") == {"other.low": 2, "other.high": 0}
+    assert shown("other.lo*") == {"other.lowest": 0, "other.lower": 0}
+    # Nothing is counted twice.
+    assert shown("other.lowest", "other.low") == {"other.low": 2}
+    assert shown("other.lowest", "other.low", "items") == {"public.items": 3}
+    with pglean.connect(db.conninfo) as database:
+        (lowest,) = database.bloat(["other.lowest"], method="estimate", partitions=True)
+    assert (lowest.root, lowest.family) == (("public", "items"), None)
 
 
 def test_auto_looks_closer_at_the_worst(items: Database, monkeypatch: pytest.MonkeyPatch) -> None:

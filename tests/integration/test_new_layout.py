@@ -425,6 +425,6 @@ def test_kept_run_is_not_gone_on_with_by_other_options(tablespace: str, db: Data
         assert finding.code == "kept-run"
         assert finding.detail == "Given differently: --tablespace, --fillfactor."
         (run,) = database.status()
-        assert f"`pglean resume {run.id} -d {db.name}` goes on" in str(caught.value)
+        assert f"{database.server.command(f'resume {run.id}')} goes on" in str(caught.value)
         assert database.repack("t", tablespace=tablespace, jobs=1).job == run.id
     assert places(db)["t"] == tablespace

@@ -64,7 +64,7 @@ def assert_told(stage: Stage, outcome: Result | PgleanError, exit_status: int) -
     assert outcome.exit_status == exit_status, str(outcome)
     assert ("the table is repacked" in str(outcome)) == stage.repacked, str(outcome)
     kept = [run.id for run in stage.status()]
-    assert (f"`pglean resume {kept[0]} -d {stage.db.name}`" if kept else "") in str(outcome), str(outcome)
+    assert (stage.typed(f"resume {kept[0]}") if kept else "") in str(outcome), str(outcome)
     assert ("What was done is kept" in str(outcome)) == bool(kept), str(outcome)
     assert "Undoing failed" not in str(outcome), str(outcome)
     assert "Still there" not in str(outcome), str(outcome)

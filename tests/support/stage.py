@@ -10,6 +10,7 @@ from psycopg import sql
 
 import pglean
 from pglean.rewrite.status import Status
+from pglean.server import connection_words
 from tests.servers import Database
 from tests.support.oracle import assert_nothing_left, assert_sound, until
 
@@ -56,6 +57,10 @@ class Stage:
 
     def _oid(self) -> int:
         return int(self.db.scalar("SELECT %s::regclass::oid", (self.table.as_string(None),)))
+
+    def typed(self, words: str) -> str:
+        """As `Server.command` of whoever was given the connection string of the database."""
+        return f"`pglean {words} {connection_words(self.db.conninfo, self.db.name)}`"
 
     @property
     def file(self) -> int:

@@ -71,7 +71,7 @@ def test_equal_keys_are_put_together() -> None:
 def table(**changes: object) -> Table:
     values: dict[str, object] = {
         "oid": 1, "schema": "public", "name": "t", "owner": "o", "owner_is_superuser": False, "root": None,
-        "is_heap": True, "bytes": 10 * _BLOCK, "fillfactor": 100, "rows": 226.0, "dead_rows": 100.0,
+        "family": None, "is_heap": True, "bytes": 10 * _BLOCK, "fillfactor": 100, "rows": 226.0, "dead_rows": 100.0,
         "changed_rows": 0.0, "readable": True, "row_security": False, "columns": (column(4, 4),), "width": 1,
         "reshaped": False, "toast": None, "indexes": (),
     }  # fmt: skip
@@ -121,7 +121,7 @@ def test_old_statistics_are_told() -> None:
 def test_partitions_are_summed() -> None:
     def part(name: str, after: int | None, method: Method | None) -> TableBloat:
         heap = RelationBloat("heap", name, 100, method, after_bytes=after, error_bytes=30 if after else None)
-        return TableBloat(1, "public", name, heap, None, (), root=("public", "all"))
+        return TableBloat(1, "public", name, heap, None, (), root=("public", "all"), family=("public", "all"))
 
     alone = TableBloat(1, "public", "alone", RelationBloat("heap", "alone", 1), None, ())
     members = [part("a", 10, Method.ESTIMATE), part("b", 20, Method.SAMPLE), part("c", None, None)]

@@ -94,6 +94,7 @@ PURE = [
     "bloat.reckoning",
     "advice.figures",
     "advice.cost",
+    "bloat.verdict",
     "rewrite.phase",
 ]
 

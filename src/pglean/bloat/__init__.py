@@ -3,6 +3,7 @@
     figures.py     what is known of a table and its indexes                        (pure)
     estimate.py    what a repack would leave, by the page layouts                  (pure)
     finding.py     what is told of a table                                         (pure)
+    verdict.py     what was found, held against thresholds                         (pure)
     statistics.py  figures from the server's statistics: a few queries for a whole database, no table is read
     measure.py     figures from pgstattuple, where that extension is there
     sample.py      figures from some blocks of the table

@@ -54,8 +54,8 @@ class Density:
 def look(server: Server, conn: Connection, figures: Table, cells: int) -> Density:
     """The fill of a table in at most so many ranges.
 
-    Locks: ACCESS SHARE while the free-space map is read; those of `sample.take` where blocks are. Each is waited for at
-    most 200 ms.
+    Locks: ACCESS SHARE while the free-space map is read; those of `sample.hold` while blocks are. Each is waited for at
+    most 200 ms, and kept for a minute at the most.
     """
     server.check()
     block_bytes = server.capabilities.block_bytes

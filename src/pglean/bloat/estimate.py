@@ -9,13 +9,18 @@ A *B-tree page* has 16 bytes more at its end. CREATE INDEX fills a leaf until le
 fillfactor 90), then moves the last item to the next leaf and leaves a shortened copy as the high key; pages above are
 filled to 70 %. Equal keys become *posting lists*: the key once, then six bytes for each row, at most a tenth of a page.
 
+How many different keys there are is the guess of ANALYZE. It is right where all occur equally often; where chance
+decides how often (as with most keys that refer to another table), its sample makes it too small, by up to a third.
+Which of both it is cannot be told, and posting lists of few rows differ much in what they save: so each is taken to be
+so for half of the rows.
+
 Where not all rows are of the same width, paddings and what is left at the end of a page are taken at their mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -251,8 +256,8 @@ def btree(entries: float, index: Btree, width: Width, fillfactor: int, block_byt
         leaves = entries / _per_page(width, fillfactor, 0.0, block_bytes)
         return _tree(leaves, entries * (width.mean_bytes + _LINE_POINTER), width.mean_bytes, block_bytes)
     lists = _Lists(width.mean_bytes, fillfactor, block_bytes)
-    for keys, rows in _groups(entries, index):
-        lists.add(keys, rows)
+    for keys, rows, evenly in _groups(entries, index):
+        lists.add(keys, rows, evenly=evenly)
     leaves = lists.leaves
     if lists.items > 0:
         mean = lists.bytes / lists.items - _LINE_POINTER
@@ -263,30 +268,68 @@ def btree(entries: float, index: Btree, width: Width, fillfactor: int, block_byt
     return replace(needed, items=lists.items + lists.many_items)
 
 
-def _groups(entries: float, index: Btree) -> list[tuple[float, float]]:
-    """Numbers of keys, and of the rows that have each of them."""
+def _groups(entries: float, index: Btree) -> list[tuple[float, float, bool]]:
+    """Numbers of keys, the rows that have each of them, and whether that is the same for all, not just in the mean."""
+    sampled = min(max(index.sampled_rows, 1.0) / entries, 1.0)
     if index.n_distinct is not None:
-        keys = min(max(_keys(index.n_distinct, entries), 1.0), entries)
-        return [(keys, entries / keys)]
+        return _runs(min(max(_keys(index.n_distinct, entries), 1.0), entries), entries, sampled)
+    if len(index.columns) == 1:
+        common, rest, values = _values(index.columns[0], entries)
+        runs = _runs(values, rest * entries, sampled) if values else []
+        return [(keys, entries * part, False) for keys, part in common] + runs
     groups = [(1.0, 1.0)]
     for column in index.columns:
-        groups = [(keys * k, share * s) for keys, share in groups for k, s in _values(column, entries)]
-    if len(index.columns) == 1:
-        return [(keys, entries * share) for keys, share in groups]
+        common, rest, values = _values(column, entries)
+        if values:
+            number = _different(values, rest * entries, sampled)
+            common.append((number, rest / number))
+        groups = [(keys * k, part * s) for keys, part in groups for k, s in common]
     # Columns as if they were independent: of the pairs that there could be some do not occur.
-    met = [(keys * -math.expm1(-entries * share), keys * share * entries) for keys, share in groups]
+    met = [(keys * -math.expm1(-entries * part), keys * part * entries) for keys, part in groups]
     # There are as many pairs at the least as values of either.
     least = min(max(_keys(column.n_distinct or 0.0, entries) for column in index.columns), entries)
     more = max(least / max(sum(keys for keys, _ in met), 1.0), 1.0)
-    return [(keys * more, max(rows / keys / more, 1.0)) for keys, rows in met if rows > 0 and keys > 0]
+    return [(keys * more, max(rows / keys / more, 1.0), False) for keys, rows in met if rows > 0 and keys > 0]
+
+
+def _runs(guess: float, rows: float, sampled: float) -> list[tuple[float, float, bool]]:
+    """So many rows of keys whose number ANALYZE has guessed, by a share of them."""
+    each = rows / guess
+    if sampled == 1 and abs(each - round(each)) < 0.001 * each:
+        # It has counted them. Were they not equally many, so round a mean would be an accident.
+        return [(guess, each, True)]
+    chance = _different(guess, rows, sampled)
+    return [(guess / 2, each, True), (chance / 2, rows / chance, False)]
+
+
+def _different(guess: float, rows: float, share: float) -> float:
+    """How many keys so many rows have if chance decides, by the guess that ANALYZE has made of a share of them.
+
+    Its guess is D = n d / (n - f + f q): n rows in the sample, a share q of all, with d different keys, of which f were
+    met once. Where each of M keys occurs so often as chance decides, m times in the mean, that is with e = exp(-m q)
+    n = M m q, d = M (1 - e), f = M m q e; so rows / D = m (1 - (1 - q) e) / (1 - e). Of the M keys 1 - exp(-m) occur.
+    """
+    seen = rows / guess
+    if seen <= 1.000001:
+        return guess
+
+    def of(mean: float) -> float:
+        e = math.exp(-mean * share)
+        return mean * (1 - (1 - share) * e) / -math.expm1(-mean * share)
+
+    low, high = 1e-9, seen
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if of(middle) < seen else (low, middle)
+    return rows * -math.expm1(-low) / low
 
 
 def _keys(n_distinct: float, entries: float) -> float:
     return n_distinct if n_distinct >= 0 else -n_distinct * entries
 
 
-def _values(column: Column, entries: float) -> list[tuple[float, float]]:
-    """Numbers of values, NULL among them, and the share of the rows that has each of them."""
+def _values(column: Column, entries: float) -> tuple[list[tuple[float, float]], float, float]:
+    """Numbers of common values, NULL among them, with the share of the rows of each; that of the rest; its values."""
     nulls = column.null_share or 0.0
     common = [share for share in column.common_shares if share > 0]
     found = [(1.0, nulls)] if nulls > 0 else []
@@ -297,10 +340,9 @@ def _values(column: Column, entries: float) -> list[tuple[float, float]]:
         else:
             found.append((1.0, share))
     rest = 1 - nulls - sum(common)
-    if rest * entries >= 1:
-        values = min(max(_keys(column.n_distinct or 0.0, entries) - len(common), 1.0), rest * entries)
-        found.append((values, rest / values))
-    return found
+    if rest * entries < 1:
+        return found, 0.0, 0.0
+    return found, rest, min(max(_keys(column.n_distinct or 0.0, entries) - len(common), 1.0), rest * entries)
 
 
 class _Lists:
@@ -327,25 +369,17 @@ class _Lists:
             sizes.append(self._key + (aligned(rest * _TID) if rest > 1 else 0) + _LINE_POINTER)
         return sizes
 
-    def add(self, keys: float, rows: float) -> None:
-        """So many keys with so many rows each, in the mean."""
+    def add(self, keys: float, rows: float, *, evenly: bool) -> None:
+        """So many keys with so many rows each; in the mean, where chance decides."""
         if rows >= _MANY:
             self._add_many(keys, rows)
             return
-        # How often a value is met where all are equally likely, given that it is met: a Poisson distribution without 0.
-        mean = _mean_before_truncation(rows)
-        weight = math.exp(-mean) / -math.expm1(-mean) if mean > 0 else 0.0
-        left = 1.0
-        for number in range(1, 4 * _MANY):
-            weight = weight * mean / number if mean > 0 else 1.0
+        for number, weight in _spread_evenly(rows) if evenly else _spread_by_chance(rows):
             sizes = self._sizes(number)
             self.items += keys * weight * len(sizes)
             self.bytes += keys * weight * sum(sizes)
             self.content_bytes += keys * weight * sum(sizes)
             self.single_bytes += keys * weight * sizes[0] if number == 1 else 0.0
-            left -= weight
-            if left < 1e-6:
-                break
 
     def _add_many(self, keys: float, rows: float) -> None:
         """Lists that are so long that it matters how they happen to fit into a page: some keys are tried."""
@@ -374,6 +408,27 @@ class _Lists:
                 leaves, free, count = leaves + 1, room - last, 1
             free, last, count = free - size, size, count + 1
         return leaves + min((room - free) / (room - least), 1.0)
+
+
+def _spread_evenly(mean: float) -> Iterator[tuple[int, float]]:
+    """Numbers of rows, and the share of the keys that have so many: of the two next to the mean."""
+    low = math.floor(mean)
+    yield low, 1 - (mean - low)
+    if mean > low:
+        yield low + 1, mean - low
+
+
+def _spread_by_chance(mean: float) -> Iterator[tuple[int, float]]:
+    """The same where all values are equally likely, of those that are met: a Poisson distribution without 0."""
+    before = _mean_before_truncation(mean)
+    weight = math.exp(-before) / -math.expm1(-before) if before > 0 else 0.0
+    left = 1.0
+    for number in range(1, 4 * _MANY):
+        weight = weight * before / number if before > 0 else 1.0
+        yield number, weight
+        left -= weight
+        if left < 1e-6:
+            return
 
 
 def _mean_before_truncation(mean: float) -> float:

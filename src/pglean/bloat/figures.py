@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -44,6 +45,8 @@ class Btree:
     deduplicated: bool
     #: Number of distinct keys by extended statistics, read as `Column.n_distinct`; None where there are none.
     n_distinct: float | None = None
+    #: Rows of the table that ANALYZE looks at.
+    sampled_rows: float = math.inf
 
     @property
     def known(self) -> bool:
@@ -93,6 +96,8 @@ class Table:
     owner_is_superuser: bool
     #: Qualified name of the partitioned table at the top, of which it is a part.
     root: tuple[str, str] | None
+    #: The same, but that among those that were named, where names are asked for; None where it was named by itself.
+    family: tuple[str, str] | None
     #: Whether its access method is the heap.
     is_heap: bool
     bytes: int

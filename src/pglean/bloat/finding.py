@@ -77,6 +77,9 @@ class TableBloat:
     indexes: tuple[RelationBloat, ...]
     #: Partitioned table at the top, of which it is a part: schema and name.
     root: tuple[str, str] | None = None
+    #: Partitioned table under which it is added up: `root`, or where names are asked for, the one that was named; None
+    #: where it is meant by itself.
+    family: tuple[str, str] | None = None
     #: How many partitions are summed up here; 0 for a table.
     partitions: int = 0
 
@@ -170,26 +173,31 @@ class Bloat:
         }
 
 
-def summed(tables: Iterable[TableBloat]) -> list[TableBloat]:
-    """Partitions added up to their partitioned tables; other tables as they are."""
-    families: dict[tuple[str, str], list[TableBloat]] = {}
-    result: list[TableBloat] = []
+def families(tables: Iterable[TableBloat]) -> list[tuple[TableBloat, Sequence[TableBloat]]]:
+    """Partitions added up to their partitioned tables, with what was added up; other tables as they are."""
+    found: dict[tuple[str, str], list[TableBloat]] = {}
+    result: list[tuple[TableBloat, Sequence[TableBloat]]] = []
     for table in tables:
-        if table.root is None:
-            result.append(table)
+        if table.family is None:
+            result.append((table, (table,)))
         else:
-            families.setdefault(table.root, []).append(table)
-    return result + [_family(root, members) for root, members in families.items()]
+            found.setdefault(table.family, []).append(table)
+    return result + [(_family(top, members), members) for top, members in found.items()]
 
 
-def _family(root: tuple[str, str], members: Sequence[TableBloat]) -> TableBloat:
+def summed(tables: Iterable[TableBloat]) -> list[TableBloat]:
+    """The same without what was added up."""
+    return [table for table, _ in families(tables)]
+
+
+def _family(top: tuple[str, str], members: Sequence[TableBloat]) -> TableBloat:
     toasts = [member.toast for member in members if member.toast is not None]
     indexes = [index for member in members for index in member.indexes]
     return TableBloat(
         oid=0,
-        schema=root[0],
-        name=root[1],
-        heap=_sum("heap", root[1], [member.heap for member in members]),
+        schema=top[0],
+        name=top[1],
+        heap=_sum("heap", top[1], [member.heap for member in members]),
         toast=_sum("toast", "", toasts) if toasts else None,
         indexes=(_sum("index", f"of {len(members)} partitions", indexes),) if indexes else (),
         partitions=len(members),

@@ -27,7 +27,7 @@ Outcome = Content | str
 
 
 def available(conn: Connection) -> str | None:
-    """None where pgstattuple can be used; else why not."""
+    """None where pgstattuple can be used; else why not. Locks nothing but catalogs."""
     functions = _functions(conn)
     if len(functions) == 3:
         return None
@@ -42,7 +42,10 @@ def _functions(conn: Connection) -> dict[str, str]:
 
 
 def heap(server: Server, conn: Connection, oid: int, method: Method, pages: float) -> Outcome:
-    """A table or a TOAST table: by reading all of it, or what the visibility map does not vouch for."""
+    """A table or a TOAST table: by reading all of it, or what the visibility map does not vouch for.
+
+    Locks: ACCESS SHARE on it until it is read; waited for at most 200 ms, else the outcome says so.
+    """
     if method is Method.EXACT:
         row = _call(server, conn, "pgstattuple", oid, ("tuple_count", "tuple_len", "dead_tuple_len"))
         return row if isinstance(row, str) else Content(method, float(row[0]), float(row[1]), int(row[2]))
@@ -55,7 +58,10 @@ def heap(server: Server, conn: Connection, oid: int, method: Method, pages: floa
 
 
 def btree(server: Server, conn: Connection, oid: int, method: Method, block_bytes: int) -> Outcome:
-    """A B-tree: its items one by one, or how full its leaves are. Both read all of it."""
+    """A B-tree: its items one by one, or how full its leaves are. Both read all of it.
+
+    Locks: ACCESS SHARE on the index until it is read; waited for at most 200 ms, else the outcome says so.
+    """
     if method is Method.EXACT:
         row = _call(server, conn, "pgstattuple", oid, ("tuple_count", "tuple_len", "dead_tuple_len"))
         return row if isinstance(row, str) else Content(method, float(row[0]), float(row[1]), int(row[2]))

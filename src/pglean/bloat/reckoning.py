@@ -50,6 +50,7 @@ def table(figures: Table, block_bytes: int) -> TableBloat:
         toast=None if figures.toast is None else toast(figures, block_bytes),
         indexes=tuple(index(one, figures.rows, block_bytes, Method.ESTIMATE) for one in figures.indexes),
         root=figures.root,
+        family=figures.family,
     )
 
 

@@ -7,7 +7,8 @@ of 20.
 Planning a statement on a table runs code of its owner with our rights (see guard.py). So a table is sampled only where
 it belongs to a superuser or to the role itself, or where nothing of it would run; then that it stays so is held by
 SHARE UPDATE EXCLUSIVE, which keeps index builds and DDL away for the moment (VACUUM too; readers and writers go on),
-and which the role must be allowed to take.
+and which the role must be allowed to take (by UPDATE, DELETE, TRUNCATE or MAINTAIN). No lock is waited for longer than
+200 ms, and none is kept for longer than a minute.
 
 Values that lie in the TOAST table count by what they take there: those that are larger than a chunk.
 """
@@ -37,6 +38,8 @@ from pglean.sql import query
 BLOCKS = 2000
 _TIMEOUT_S = 60
 _LOCK_TIMEOUT_MS = 200
+#: Any of these lets a role take SHARE UPDATE EXCLUSIVE; so does MAINTAIN, where there is that.
+_LOCK_PRIVILEGES, _MAINTAIN_VERSION = "UPDATE, DELETE, TRUNCATE", 170000
 _POINTER_BYTES = 18
 #: Parts of `_Sums.columns`, and how those of blocks become those of all.
 _PARTS: dict[str, LiteralString] = {
@@ -77,16 +80,15 @@ class _Sums:
 def take(server: Server, conn: Connection, figures: Table, block_bytes: int) -> Sampled | str:
     """Read some blocks of a table; or why that was not done.
 
-    Locks: ACCESS SHARE until the blocks are read, a minute at most; SHARE UPDATE EXCLUSIVE where the table belongs to
-    another role that is no superuser. Either is waited for at most 200 ms.
+    Locks: those of `hold`, until the blocks are read, a minute at most.
     """
     server.check()
     share = min(BLOCKS * block_bytes / max(figures.bytes, 1), 1.0)
     try:
         with transaction(conn):
+            conn.execute("SELECT set_config('statement_timeout', %s, true)", (f"{_TIMEOUT_S}s",))
             if (why := hold(server, conn, figures)) is not None:
                 return why
-            conn.execute("SELECT set_config('statement_timeout', %s, true)", (f"{_TIMEOUT_S}s",))
             row = conn.execute(_statement(figures, share, block_bytes)).fetchone()
     except (psycopg.OperationalError, psycopg.InternalError, psycopg.ProgrammingError) as error:
         if conn.broken:
@@ -105,11 +107,22 @@ def message(error: psycopg.Error) -> str:
 
 
 def hold(server: Server, conn: Connection, figures: Table) -> str | None:
-    """Lock a table so that a statement on it runs nobody's code; or why that cannot be had. In an open transaction."""
+    """Lock a table so that a statement on it runs nobody's code; or why that cannot be had. In an open transaction.
+
+    Locks, on exit: ACCESS SHARE; SHARE UPDATE EXCLUSIVE where the table belongs to another role that is no superuser.
+    Until then ACCESS SHARE on its TOAST table and indexes, while their sizes are read. Each is waited for at most
+    200 ms; raises psycopg's LockNotAvailable, and `TableChanged` where the table was renamed or dropped.
+    """
+    conn.execute("SELECT set_config('lock_timeout', %s, true)", (f"{_LOCK_TIMEOUT_MS}ms",))
+    may_lock, why = _rights(server, conn, figures.oid)
+    if why is not None:
+        return why
     table = catalog.load(conn, figures.oid)
     if table.kind != "r":
         return "only tables are sampled"
     trusted = table.owner_is_superuser or table.owner == server.capabilities.role
+    if not (trusted or may_lock):
+        return f"its owner ({table.owner}) could change it meanwhile, and the role may not lock it against that"
     lock_here(conn, table, Mode.ACCESS_SHARE if trusted else Mode.SHARE_UPDATE_EXCLUSIVE, _LOCK_TIMEOUT_MS)
     # Anew, now that nobody can change it.
     table = catalog.load(conn, figures.oid)
@@ -119,6 +132,22 @@ def hold(server: Server, conn: Connection, figures: Table) -> str | None:
         return "its owner was changed meanwhile"
     why = scalar(conn, query("bloat.owners_code"), {"oid": figures.oid})
     return None if why is None else f"it has {why}, which is code of its owner ({table.owner}) that would run"
+
+
+def _rights(server: Server, conn: Connection, oid: int) -> tuple[bool, str | None]:
+    """Whether the role may lock a table against its owner, and why it may not read it.
+
+    It is asked for, not tried: the server would log that as an error, with each look of a monitor.
+    """
+    maintain = ", MAINTAIN" if server.capabilities.version >= _MAINTAIN_VERSION else ""
+    parameters = {"oid": oid, "privileges": f"{_LOCK_PRIVILEGES}{maintain}"}
+    row = conn.execute(query("bloat.rights"), parameters).fetchone()
+    if row is None:
+        raise TableChanged(f"the relation with OID {oid} no longer exists")
+    may_find, may_read, may_lock, row_security = row
+    if not (may_find and may_read):
+        return may_lock, f"the role may not read the {'table' if may_find else 'schema'}"
+    return may_lock, "row security is in the way" if row_security else None
 
 
 def _statement(figures: Table, share: float, block_bytes: int) -> sql.Composed:

@@ -51,6 +51,8 @@ class _Shape:
     columns: list[Column]
     width: int = 0
     reshaped: bool = False
+    #: Rows of it that ANALYZE looks at.
+    sampled: int = 0
 
 
 def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -> list[Table]:
@@ -60,12 +62,13 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
     few = len(rows) <= _FEW
     parameters = {"oids": found, "names": [row[2] for row in rows] + [row[2] for row in indexes] if few else None}
     shapes: dict[int, _Shape] = defaultdict(lambda: _Shape([]))
-    for oid, name, length, alignment, packed, absent, reshaped, nulls, width, distinct in conn.execute(
+    for oid, name, length, alignment, packed, absent, reshaped, nulls, width, distinct, sampled in conn.execute(
         query("bloat.columns"), parameters
     ):
         shape = shapes[oid]
         shape.width += 1
         shape.reshaped |= reshaped
+        shape.sampled = max(shape.sampled, sampled)
         if not absent:
             shape.columns.append(Column(name, length, alignment, packed, nulls, width, n_distinct=distinct))
     keys: dict[int, list[Column]] = defaultdict(list)
@@ -78,13 +81,29 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
         )
     by_table: dict[int, list[Index]] = defaultdict(list)
     for oid, index, name, method, size, present, fillfactor, share, unique, deduplicated, distinct in indexes:
-        btree = Btree(tuple(keys[index]), unique, deduplicated, distinct) if index in keys else None
+        sampled = shapes[oid].sampled
+        btree = Btree(tuple(keys[index]), unique, deduplicated, distinct, sampled) if index in keys else None
         by_table[oid].append(Index(index, name, method, size, fillfactor, share, btree, present))
     return [_table(row, shapes[row[0]], by_table[row[0]]) for row in rows]
 
 
 def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
-    oid, schema, name, owner, owner_is_superuser, root, is_heap, size, fillfactor, rows, dead, changed, *others = row
+    (
+        oid,
+        schema,
+        name,
+        owner,
+        owner_is_superuser,
+        root,
+        family,
+        is_heap,
+        size,
+        fillfactor,
+        rows,
+        dead,
+        changed,
+        *others,
+    ) = row
     readable, row_security, present, toast_oid, toast_size, toast_index_size, *toast_counts = others
     toast = None
     if toast_oid is not None:
@@ -96,6 +115,7 @@ def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
         owner=owner,
         owner_is_superuser=owner_is_superuser,
         root=None if root is None else (root[0], root[1]),
+        family=None if family is None else (family[0], family[1]),
         is_heap=bool(is_heap),
         bytes=size,
         fillfactor=fillfactor,

@@ -9,6 +9,7 @@ import click
 
 from pglean.cli.advise import advise_command
 from pglean.cli.bloat import bloat_command
+from pglean.cli.check import check_command
 from pglean.cli.demo import demo_command
 from pglean.cli.display import console
 from pglean.cli.reindex import reindex_command
@@ -33,6 +34,7 @@ for _command in (
     reindex_command,
     bloat_command,
     advise_command,
+    check_command,
     status_command,
     pause_command,
     resume_command,

@@ -14,8 +14,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pglean.api import Database
+from pglean.bloat.density import Density
 from pglean.catalog import fingerprint, resolve
 from pglean.cli.connection import interruptible
+from pglean.cli.density_map import CELLS, density_json, density_map
 from pglean.cli.display import console, progress_display
 from pglean.errors import Incomplete, Interrupted, NotBegun, PgleanError, Refused, UsageError
 from pglean.options import Options
@@ -40,6 +42,8 @@ class Work:
     #: Progress and summaries.
     told: bool
     warned: bool
+    #: How full each table is along its file, before and after.
+    mapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +91,20 @@ class _Report:
         if self._work.as_json:
             self.elements.append(element if self.database is None else {"database": self.database, **element})
 
-    def succeeded(self, outcome: Result | Plan) -> None:
+    def succeeded(self, outcome: Result | Plan, maps: Mapping[str, Density]) -> None:
+        """`maps`: how full the table is along its file, by when that was; those from before were shown then."""
         self.done += 1
+        extra = {"map": {when: density_json(density) for when, density in maps.items()}} if maps else {}
         if isinstance(outcome, Plan):
-            self.add(plan_json(outcome))
+            self.add({**plan_json(outcome), **extra})
             self.show(plan_summary(outcome, self.database), always=True)
         else:
             self.bytes_before += outcome.bytes_before
             self.bytes_after += outcome.bytes_after
-            self.add(outcome.as_json())
+            self.add({**outcome.as_json(), **extra})
             self.show(result_summary(outcome, self.database))
+        if "after" in maps:
+            self.show_map(maps["after"], "after")
 
     def failed(self, name: str | None, error: PgleanError) -> None:
         """Of a table, or of the database as a whole."""
@@ -125,6 +133,10 @@ class _Report:
         """A result, on standard output."""
         if (self._work.told or always) and not self._work.as_json:
             self.out.print(what)
+
+    def show_map(self, density: Density, when: str) -> None:
+        """How full a table is, before or after."""
+        self.show(density_map(density, self.out, f", {when}"), always=self._work.dry_run)
 
     def tell(self, line: str) -> None:
         """A message, on standard error."""
@@ -277,6 +289,8 @@ class _Batch:
 
     def __init__(self, database: Database, work: Work, report: _Report) -> None:
         self._database, self._work, self._report = database, work, report
+        #: Maps of tables that are being worked on, as they were before, by name.
+        self._maps: dict[str, Density] = {}
 
     def run(self, targets: Sequence[_Target]) -> PgleanError | None:
         """What has ended the batch before its time. Raises `Refused` where the database refuses every table."""
@@ -324,6 +338,7 @@ class _Batch:
 
     def _outcomes(self, group: list[_Target]) -> list[Result | Plan | PgleanError]:
         names, work = [target.name for target in group if target.error is None], self._work
+        self._maps = self._maps_before(names)
         found: dict[str, Result | Plan | PgleanError] = {}
         if work.dry_run:
             for name in names:
@@ -342,13 +357,39 @@ class _Batch:
 
     def _ended(self, target: _Target, outcome: Result | Plan | PgleanError) -> PgleanError | None:
         if not isinstance(outcome, PgleanError):
-            self._report.succeeded(outcome)
+            maps = {"before": self._maps[target.name]} if target.name in self._maps else {}
+            if maps and isinstance(outcome, Result):
+                maps |= self._map_after(outcome, maps["before"])
+            self._report.succeeded(outcome, maps)
             return None
         if not target.named and (self._skippable(outcome) or self._gone(target, outcome)):
             self._report.skip(target.name, outcome)
             return None
         self._report.failed(target.name, outcome)
         return outcome
+
+    def _maps_before(self, names: Sequence[str]) -> dict[str, Density]:
+        """How full tables are, if that is wanted; shown at once. What is in the way of that is told with the run."""
+        found: dict[str, Density] = {}
+        work = self._work
+        for name in names if work.mapped and (work.told or work.as_json or work.dry_run) else ():
+            with contextlib.suppress(PgleanError):
+                # A partitioned table has several, and cannot be repacked.
+                if len(maps := self._database.density([name], cells=CELLS)) == 1:
+                    found[name] = maps[0]
+                    self._report.show_map(maps[0], "before")
+        return found
+
+    def _map_after(self, result: Result, before: Density) -> dict[str, Density]:
+        """The same when it is done, each cell for as much as before."""
+        size = next((size.bytes_after for size in result.sizes if size.kind == "heap"), before.bytes)
+        cells = max(round(len(before.fill) * size / max(before.bytes, 1)), 1)
+        try:
+            return {"after": self._database.density([result.table], cells=min(cells, CELLS))[0]}
+        except PgleanError as error:
+            # The table is repacked, whatever keeps it from being looked at.
+            self._report.warn(f"{result.table}: no map of what is left: {error.message}")
+            return {}
 
     @staticmethod
     def _skippable(error: PgleanError) -> bool:

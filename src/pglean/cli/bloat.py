@@ -20,7 +20,7 @@ from pglean.bloat.survey import AUTO, MAX_SCAN_BYTES, Callback
 from pglean.cli.bloat_page import bloat_page
 from pglean.cli.bloat_table import bloat_csv, bloat_table
 from pglean.cli.connection import connection_options, interruptible, open_database
-from pglean.cli.density_map import density_map
+from pglean.cli.density_map import CELLS, density_map
 from pglean.cli.display import console
 from pglean.cli.reindex import names
 from pglean.cli.sections import Section, SectionedCommand
@@ -28,11 +28,11 @@ from pglean.disk import bytes_text
 from pglean.errors import PgleanError, UsageError
 from pglean.options import size_bytes
 
+#: Ways to look at tables that can be asked for.
+METHODS = [AUTO, *(method.value for method in (Method.ESTIMATE, Method.APPROX, Method.EXACT))]
+
 #: So many tables are listed for people who have not said how many.
 _TOP = 20
-
-#: Cells of a map, and how many of them are in a line.
-_MAP_CELLS, _MAP_WIDTH = 400, 100
 
 _WHAT = Section("What is looked at")
 _HOW = Section("How it is looked at")
@@ -51,7 +51,7 @@ _SHOWN = Section("What is shown")
 @_WHAT.option("-c", "--schema", "schemas", multiple=True, metavar="SCHEMA", help="All tables of a schema, or pattern.")
 @_HOW.option(
     "--method",
-    type=click.Choice([AUTO, *(method.value for method in (Method.ESTIMATE, Method.APPROX, Method.EXACT))]),
+    type=click.Choice(METHODS),
     default=AUTO,
     show_default=True,
     help="By statistics, and closer for the worst; by statistics; by pgstattuple_approx; by pgstattuple.",
@@ -131,9 +131,8 @@ def bloat_command(
         _write(page, bloat_page(found, maps, database.server.capabilities.database, made))
     _show(database, found, top or _TOP, relations=relations or bool(tables), as_json=as_json, as_csv=as_csv)
     out = console()
-    width = min(out.width - 4, _MAP_WIDTH)
     for density in maps if mapped else ():
-        out.print(density_map(density, width, encoding=out.encoding))
+        out.print(density_map(density, out))
 
 
 def _show(database: Database, found: Bloat, top: int, *, relations: bool, as_json: bool, as_csv: bool) -> None:
@@ -161,7 +160,7 @@ def _maps(database: Database, found: Bloat, top: int) -> list[Density]:
     for table in found.tables[:top]:
         # What was dropped meanwhile has none.
         with contextlib.suppress(UsageError):
-            maps += database.density([table.qualified_name], cells=_MAP_CELLS)
+            maps += database.density([table.qualified_name], cells=CELLS)
     return maps
 
 

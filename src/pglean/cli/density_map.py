@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.color import Color
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.style import Style
 from rich.text import Text
 
 from pglean.bloat.density import Density
 from pglean.disk import bytes_text
 
+#: Cells of a map, and how many of them are in a line.
+CELLS, _WIDTH = 400, 100
 #: From empty to full.
 _SHADES = "·░▒▓█"
 #: The same where the terminal has no such characters.
@@ -19,14 +23,15 @@ _UNKNOWN = "?"
 _COLOURS = ((215, 70, 60), (225, 150, 60), (205, 195, 80), (120, 180, 90), (60, 150, 90))
 
 
-def density_map(density: Density, width: int, *, encoding: str) -> RenderableType:
-    """The map of a table in lines of `width` cells, with what a cell stands for."""
-    title = Text(density.qualified_name, style="bold")
+def density_map(density: Density, out: Console, when: str = "") -> RenderableType:
+    """The map of a table, to be shown on `out`, with what a cell stands for."""
+    width = min(out.width - 4, _WIDTH)
+    title = Text(f"{density.qualified_name}{when}", style="bold")
     if density.why:
         return Group(title, Text(f"no map: {density.why}"))
     if not density.fill:
         return Group(title, Text("it is empty"))
-    shades = _SHADES if _encodable(_SHADES, encoding) else _PLAIN
+    shades = _SHADES if _encodable(_SHADES, out.encoding) else _PLAIN
     lines = []
     for begin in range(0, len(density.fill), width):
         line = Text("  ")
@@ -42,6 +47,16 @@ def density_map(density: Density, width: int, *, encoding: str) -> RenderableTyp
         f" (from the {density.source}); from empty to full: {legend}"
     )
     return Group(title, *lines, Text(facts))
+
+
+def density_json(density: Density) -> dict[str, Any]:
+    """The same for machines."""
+    return {
+        "bytes": density.bytes,
+        "source": density.source,
+        "fill": [None if fill is None else round(fill, 3) for fill in density.fill],
+        "why": density.why,
+    }
 
 
 def _encodable(text: str, encoding: str) -> bool:

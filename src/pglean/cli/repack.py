@@ -33,6 +33,7 @@ _WHAT = Section("What is processed")
 _HOW = Section("How it is rewritten")
 _LOCKS = Section("Locks and others")
 _PACE = Section("Pace")
+_SHOWN = Section("What is shown")
 _UNUSED = Section("Options of pg_repack that nothing needs here")
 
 
@@ -161,6 +162,12 @@ class _RepackCommand(SectionedCommand):
     show_default=True,
     help="Wait while less disk space is free on the server, where that can be seen from here.",
 )
+@_SHOWN.option(
+    "--map",
+    "mapped",
+    is_flag=True,
+    help="How full each table is along its file, before and after; at most some thousand blocks of it are read.",
+)
 @message_options
 @connection_options
 @_UNUSED.option("-k", "--no-superuser-check", is_flag=True, help="Missing rights are told by preflight.")
@@ -215,6 +222,7 @@ def repack_command(
     max_wal_rate: str | None,
     min_free: str,
     keep: bool,
+    mapped: bool,
     as_json: bool,
     quiet: bool,
     **connection: Any,
@@ -317,6 +325,7 @@ def repack_command(
         # Messages below the level are left out: progress and summaries are INFO, warnings are WARNING.
         told=level <= LEVELS.index("INFO") and not quiet,
         warned=level <= LEVELS.index("WARNING"),
+        mapped=mapped,
     )
     (repack_databases if all_databases else repack_database)(database, selection, work)
 

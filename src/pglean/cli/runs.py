@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -48,11 +47,11 @@ def status_command(watch: bool, as_json: bool, **connection: Any) -> None:
                 _show(database, as_json=as_json)
                 database.server.rest(_WATCH_S)
             return
-        name = database.server.capabilities.database
+        command = database.server.command
         with Live(console=console(), auto_refresh=False) as live:
             while True:
                 found = database.status()
-                live.update(status_lines(found, name) if found else Text(_NOTHING), refresh=True)
+                live.update(status_lines(found, command) if found else Text(_NOTHING), refresh=True)
                 database.server.rest(_WATCH_S)
 
 
@@ -64,14 +63,14 @@ def _show(database: Database, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(run) for run in runs], indent=2, default=str))
         return
-    name = database.server.capabilities.database
+    command = database.server.command
     orphans = database.orphans()
     if runs:
-        console().print(status_lines(runs, name))
+        console().print(status_lines(runs, command))
     elif not orphans:
         click.echo(_NOTHING)
     for orphan in orphans:
-        click.echo(f"{orphan}: its run is not known any more; `pglean cleanup -d {shlex.quote(name)}` drops it")
+        click.echo(f"{orphan}: its run is not known any more; {command('cleanup')} drops it")
 
 
 @click.command("log", short_help="History of runs.")
@@ -141,7 +140,7 @@ def cleanup_command(wait_timeout: float, lock_timeout: int, paused: bool, as_jso
         raise LockNotObtained(
             "not everything could be removed",
             detail=" ".join(left),
-            hint="Run `pglean cleanup` again when those sessions have ended.",
+            hint=f"Run {database.server.command('cleanup')} again when those sessions have ended.",
         )
 
 

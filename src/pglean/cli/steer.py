@@ -12,7 +12,6 @@ from pglean.cli.connection import connection_options, interruptible, open_databa
 from pglean.cli.display import console, progress_display
 from pglean.errors import LockNotObtained, UsageError
 from pglean.report import result_summary
-from pglean.rewrite.status import command
 
 _JOB = click.argument("job", type=int)
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
@@ -37,12 +36,7 @@ def pause_command(job: int, wait_timeout: float, as_json: bool, **connection: An
     database = open_database(**connection)
     with interruptible(database):
         database.pause(job, wait_s=wait_timeout)
-    _tell(
-        job,
-        "paused",
-        f"paused; {command('resume', job, database.server.capabilities.database)} continues",
-        as_json=as_json,
-    )
+    _tell(job, "paused", f"paused; {database.server.command(f'resume {job}')} continues", as_json=as_json)
 
 
 @click.command("swap", short_help="Let a run that holds swap.")
@@ -75,7 +69,7 @@ def abort_command(job: int, wait_timeout: float, as_json: bool, **connection: An
         raise LockNotObtained(
             "not everything could be removed",
             detail=f"job {job}: {'; '.join(remains)}",
-            hint="Run `pglean cleanup` when those sessions have ended.",
+            hint=f"Run {database.server.command('cleanup')} when those sessions have ended.",
         )
     _tell(job, state, texts.get(state, state), as_json=as_json)
 
@@ -129,16 +123,17 @@ def resume_command(
 
 def _only(database: Database) -> int:
     """The one run that nobody works on. Raises `UsageError` where there is none, or several."""
+    server = database.server
     waiting = [run for run in database.status() if run.state in ("paused", "interrupted")]
     if not waiting:
         raise UsageError(
             "no run is paused or interrupted",
-            hint="`pglean status` lists runs that are not over, `pglean log` the others.",
+            hint=f"{server.command('status')} lists runs that are not over, {server.command('log')} the others.",
         )
     if len(waiting) > 1:
         raise UsageError(
             f"{len(waiting)} runs are paused or interrupted",
             detail="; ".join(f"{run.id}: {run.schema}.{run.table}, {run.state}" for run in waiting),
-            hint="Name one: pglean resume JOB.",
+            hint=f"Name one: {server.command('resume JOB')}.",
         )
     return waiting[0].id

@@ -69,9 +69,9 @@ def end(server: Server, job: Job, error: BaseException) -> BaseException:
         except (PgleanError, psycopg.Error) as second:
             what = translate(second).message
             hints = [
-                f"Its state could not be noted ({what}): {ways_on(job.id, server.capabilities.database)}."
+                f"Its state could not be noted ({what}): {ways_on(job.id, server.command)}."
                 if keep
-                else f"Undoing failed as well ({what}): `pglean cleanup` undoes it."
+                else f"Undoing failed as well ({what}): {server.command('cleanup')} undoes it."
             ]
     if isinstance(told, PgleanError):
         told.job = job.id
@@ -107,9 +107,9 @@ def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, told: B
             "The run is kept, but its copy begins again, for the table has no key" if lost else "What was done is kept"
         )
         return [
-            f"{done}: {ways_on(job.id, server.capabilities.database)}."
+            f"{done}: {ways_on(job.id, server.command)}."
             + (
-                " Until then its replication slot retains WAL (`pglean status` tells how much)."
+                f" Until then its replication slot retains WAL ({server.command('status')} tells how much)."
                 if job.options.capture is Capture.WAL
                 else " Until then its triggers record what is written to the table."
             )
@@ -123,7 +123,7 @@ def _end_claimed(server: Server, conn: Connection, job: Job, keep: bool, told: B
         as_it_was = "" if isinstance(told, TableChanged) else "; the table is as it was"
         hints.append(f"What was begun is undone{as_it_was}.")
     if remains:
-        hints.append(f"Still there: {'; '.join(remains)}. `pglean cleanup` removes them.")
+        hints.append(f"Still there: {'; '.join(remains)}. {server.command('cleanup')} removes them.")
     return hints
 
 

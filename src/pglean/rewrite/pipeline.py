@@ -235,7 +235,7 @@ def resume(
         if stored is None or stored.phase.over:
             raise UsageError(
                 f"there is no run {job_id} to be resumed",
-                hint="`pglean status` lists those that are not over, `pglean log` the others.",
+                hint=f"{server.command('status')} lists those that are not over, {server.command('log')} the others.",
             )
         if stored.phase.swapped:
             _finish(server, conn, job_id)
@@ -243,11 +243,12 @@ def resume(
         if not stored.options.outlives_process:
             raise UsageError(
                 f"run {job_id} cannot be gone on with: it read a replication slot that ended with its process",
-                hint="`pglean repack` begins anew; `pglean cleanup` undoes it. With --max-slot-wal such runs are kept.",
+                hint=f"`pglean repack` begins anew; {server.command('cleanup')} undoes it."
+                " With --max-slot-wal such runs are kept.",
             )
         if stored.state == "remains":
             raise UsageError(
-                f"run {job_id} was undone, but for what could not be removed", hint="Run `pglean cleanup`."
+                f"run {job_id} was undone, but for what could not be removed", hint=f"Run {server.command('cleanup')}."
             )
         if not scalar(conn, query("catalog.exists"), {"oid": stored.relation}):
             _finish(server, conn, job_id)
@@ -258,7 +259,7 @@ def resume(
 def _finish(server: Server, conn: Connection, job_id: int) -> None:
     swept = cleanup.sweep(server, conn, ending.patience(server, Options()), lambda run: run.id == job_id)
     if not swept and jobs.state_of(conn, job_id) not in ("done", "undone"):
-        raise LockNotObtained(f"a session still works on run {job_id}", hint="See `pglean status`.")
+        raise LockNotObtained(f"a session still works on run {job_id}", hint=f"See {server.command('status')}.")
     for status, remains in swept:
         if remains:
             raise LockNotObtained(

@@ -17,7 +17,6 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Stored
 from pglean.rewrite.phase import RESUMES_WITH, Phase
 from pglean.rewrite.plan import Plan
-from pglean.rewrite.status import command
 from pglean.server import Connection, Server
 from pglean.table import Table
 
@@ -73,7 +72,7 @@ def make(
         raise Refused(table.qualified_name, fatal)
     warnings = [finding for finding in findings if not finding.fatal]
     if kept is not None:
-        _check_shape(kept, table, options, server.capabilities.database)
+        _check_shape(kept, table, options, server)
         if kept.by_images:
             table = replace(table, key=None)
         sorting = kept.order
@@ -121,15 +120,15 @@ def _kept(conn: Connection, oid: int, fingerprint: Fingerprint) -> Stored | None
     return stored if catalog.changed_parts(stored.fingerprint, fingerprint) in ([], ["indexes"]) else None
 
 
-def _check_shape(stored: Stored, table: Table, options: Options, database: str) -> None:
+def _check_shape(stored: Stored, table: Table, options: Options, server: Server) -> None:
     """Raise `Refused` where the copy that is kept is not what is asked for now: it may be hours of work."""
     if different := options.shape_differs(stored.options):
         finding = Finding(
             "kept-run",
             f"run {stored.id} on {table.qualified_name} is kept, and was begun with other options",
             f"Given differently: {', '.join(different)}.",
-            f"{command('resume', stored.id, database)} goes on with it as it was begun,"
-            f" {command('abort', stored.id, database)} undoes it.",
+            f"{server.command(f'resume {stored.id}')} goes on with it as it was begun,"
+            f" {server.command(f'abort {stored.id}')} undoes it.",
         )
         raise Refused(table.qualified_name, [finding])
 

@@ -11,7 +11,6 @@ from pglean.locks import Blocker, Mode, Patience
 from pglean.rewrite import catchup, snapshots
 from pglean.rewrite.phase import Phase
 from pglean.rewrite.run import GoBack, Run
-from pglean.rewrite.status import command
 
 #: How often the copy is brought up to date while the swap waits, in seconds.
 _SYNC_S = 1.0
@@ -36,7 +35,7 @@ def _reason(run: Run) -> str:
     if run.swap_asked.is_set():
         return ""
     if options.hold:
-        return command("swap", run.job.id, run.server.capabilities.database)
+        return run.server.command(f"swap {run.job.id}")
     if options.swap_window is not None and datetime.now().astimezone().time() not in options.swap_window:
         return f"the time of the swap, {options.swap_window}"
     return ""

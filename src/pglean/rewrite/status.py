@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from psycopg import errors as pg
-from psycopg.conninfo import make_conninfo
 
 from pglean.rewrite import schema
 from pglean.rewrite.phase import Phase
@@ -16,16 +15,9 @@ from pglean.server import Connection, scalar
 from pglean.sql import query
 
 
-def command(verb: str, job_id: int, database: str) -> str:
-    """What to type to `resume`, `swap` or `abort` a run of this database."""
-    # What would be taken for a connection string is written as one.
-    name = make_conninfo(dbname=database) if "=" in database or "://" in database else database
-    return f"`pglean {verb} {job_id} -d {shlex.quote(name)}`"
-
-
-def ways_on(job_id: int, database: str) -> str:
-    """What can be done with a run that is kept."""
-    return f"{command('resume', job_id, database)} continues, {command('abort', job_id, database)} undoes it"
+def ways_on(job_id: int, command: Callable[[str], str]) -> str:
+    """What can be done with a run that is kept; `command` is `Server.command`."""
+    return f"{command(f'resume {job_id}')} continues, {command(f'abort {job_id}')} undoes it"
 
 
 @dataclass(frozen=True, slots=True)

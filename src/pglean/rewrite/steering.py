@@ -12,7 +12,7 @@ from pglean.errors import LockNotObtained, UsageError
 from pglean.options import Options
 from pglean.rewrite import cleanup, ending
 from pglean.rewrite import job as jobs
-from pglean.rewrite.status import Status, command, unfinished, ways_on
+from pglean.rewrite.status import Status, unfinished, ways_on
 from pglean.server import Connection, Server
 
 #: How often the run's row is looked at; how long nobody works on it before its process is taken for dead; in seconds.
@@ -23,12 +23,12 @@ def _find(conn: Connection, job_id: int) -> Status | None:
     return next((run for run in unfinished(conn) if run.id == job_id), None)
 
 
-def _found(conn: Connection, job_id: int) -> Status:
+def _found(server: Server, conn: Connection, job_id: int) -> Status:
     run = _find(conn, job_id)
     if run is None:
         raise UsageError(
             f"there is no run {job_id} that is not over",
-            hint="`pglean status` lists those that are not over, `pglean log` the others.",
+            hint=f"{server.command('status')} lists those that are not over, {server.command('log')} the others.",
         )
     return run
 
@@ -40,7 +40,7 @@ def pause(server: Server, job_id: int, wait_s: float) -> None:
     still asked then.
     """
     with server.connect("pause") as conn:
-        run = _found(conn, job_id)
+        run = _found(server, conn, job_id)
         if run.state == "paused":
             return
         stored = jobs.load(conn, job_id)
@@ -52,19 +52,19 @@ def pause(server: Server, job_id: int, wait_s: float) -> None:
         if not run.alive or not jobs.request(conn, job_id, "pause"):
             raise UsageError(
                 f"run {job_id} is {run.state}: nobody works on it",
-                hint=f"{ways_on(job_id, server.capabilities.database)}.",
+                hint=f"{ways_on(job_id, server.command)}.",
             )
         _wait(server, conn, job_id, wait_s)
         if _find(conn, job_id) is None:
             raise UsageError(
-                f"run {job_id} has come to its end: {jobs.state_of(conn, job_id)}", hint="See `pglean log`."
+                f"run {job_id} has come to its end: {jobs.state_of(conn, job_id)}", hint=f"See {server.command('log')}."
             )
 
 
 def swap(server: Server, job_id: int) -> None:
     """Let a run that holds, or waits for its window, swap; also before it is ready. Raises `UsageError` for others."""
     with server.connect("swap") as conn:
-        run = _found(conn, job_id)
+        run = _found(server, conn, job_id)
         stored = jobs.load(conn, job_id)
         if run.alive and stored is not None and not (stored.options.hold or stored.options.swap_window):
             raise UsageError(
@@ -74,7 +74,7 @@ def swap(server: Server, job_id: int) -> None:
         if not run.alive or not jobs.request(conn, job_id, "swap"):
             raise UsageError(
                 f"run {job_id} is {run.state}: nobody works on it",
-                hint=f"{command('resume', job_id, server.capabilities.database)} continues with it; then ask again.",
+                hint=f"{server.command(f'resume {job_id}')} continues with it; then ask again.",
             )
 
 
@@ -85,7 +85,7 @@ def abort(server: Server, job_id: int, wait_s: float) -> tuple[str, list[str]]:
     Raises `UsageError` where there is none, `LockNotObtained` where whoever works on it does not react in time.
     """
     with server.connect("abort") as conn:
-        run = _found(conn, job_id)
+        run = _found(server, conn, job_id)
         deadline = time.monotonic() + wait_s
         if run.alive and jobs.request(conn, job_id, "abort"):
             _wait(server, conn, job_id, wait_s)

@@ -3,22 +3,25 @@
 -- where somebody has a relation for himself, or waits for that: there they are those of its last VACUUM or ANALYZE.
 
 -- name: tables
--- Tables that hold rows; of those that are named, a partitioned one means its partitions.
-WITH RECURSIVE named AS (
-    SELECT c.oid, c.relkind FROM pg_class c WHERE c.oid = ANY (%(oids)s::oid[])
-    UNION
-    SELECT c.oid, c.relkind
-      FROM named JOIN pg_inherits i ON i.inhparent = named.oid JOIN pg_class c ON c.oid = i.inhrelid
-     WHERE named.relkind = 'p'),
+-- Tables that hold rows; of those that are named, a partitioned one means its partitions. A partition that several of these
+-- mean is one of the topmost.
+WITH RECURSIVE asked AS (
+    SELECT c.oid, c.relkind, c.oid AS top, 0 AS depth FROM pg_class c WHERE c.oid = ANY (%(oids)s::oid[])
+    UNION ALL
+    SELECT c.oid, c.relkind, asked.top, asked.depth + 1
+      FROM asked JOIN pg_inherits i ON i.inhparent = asked.oid JOIN pg_class c ON c.oid = i.inhrelid
+     WHERE asked.relkind = 'p'),
+named AS MATERIALIZED (SELECT DISTINCT ON (oid) oid, nullif(top, oid) AS top FROM asked ORDER BY oid, depth DESC),
 taken AS MATERIALIZED (
     SELECT l.relation FROM pg_locks l
      WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())),
 block AS MATERIALIZED (SELECT current_setting('block_size')::bigint AS bytes)
-SELECT c.oid, n.nspname, c.relname, r.rolname, r.rolsuper,
-       CASE WHEN c.relispartition THEN (
-           SELECT ARRAY[pn.nspname::text, p.relname::text] FROM pg_class p JOIN pg_namespace pn ON pn.oid = p.relnamespace
-            WHERE p.oid = pg_partition_root(c.oid)) END,
+SELECT c.oid, n.nspname, c.relname, r.rolname, r.rolsuper, root.name,
+       CASE WHEN %(oids)s::oid[] IS NULL THEN root.name ELSE (
+           SELECT ARRAY[pn.nspname::text, p.relname::text]
+             FROM named JOIN pg_class p ON p.oid = named.top JOIN pg_namespace pn ON pn.oid = p.relnamespace
+            WHERE named.oid = c.oid) END,
        am.amhandler = 'heap_tableam_handler(internal)'::regprocedure,
        coalesce(pg_size.heap, c.relpages * block.bytes),
        coalesce((SELECT option_value::int FROM pg_options_to_table(c.reloptions) WHERE option_name = 'fillfactor'), 100),
@@ -39,6 +42,10 @@ SELECT c.oid, n.nspname, c.relname, r.rolname, r.rolsuper,
   LEFT JOIN pg_index i ON i.indrelid = t.oid AND i.indisvalid
   LEFT JOIN pg_class ti ON ti.oid = i.indexrelid
  CROSS JOIN block
+ CROSS JOIN LATERAL (
+     SELECT CASE WHEN c.relispartition THEN (
+         SELECT ARRAY[pn.nspname::text, p.relname::text] FROM pg_class p JOIN pg_namespace pn ON pn.oid = p.relnamespace
+          WHERE p.oid = pg_partition_root(c.oid)) END) AS root(name)
  CROSS JOIN LATERAL (
      SELECT CASE WHEN c.oid NOT IN (SELECT relation FROM taken) THEN pg_relation_size(c.oid) END,
             CASE WHEN t.oid NOT IN (SELECT relation FROM taken) THEN pg_relation_size(t.oid) END,
@@ -62,8 +69,11 @@ SELECT a.attrelid, a.attname, a.attlen::int, strpos('cs.i...d', a.attalign::text
        a.attisdropped OR a.attgenerated = 'v', a.attisdropped OR a.atthasmissing,
        -- Of fixed length and NOT NULL: nothing has to be guessed.
        coalesce(s.null_frac, CASE WHEN a.attnotnull AND a.attlen > 0 THEN 0 END)::float8,
-       coalesce(s.avg_width, CASE WHEN a.attlen > 0 THEN a.attlen END)::float8, s.n_distinct::float8
+       coalesce(s.avg_width, CASE WHEN a.attlen > 0 THEN a.attlen END)::float8, s.n_distinct::float8,
+       -- ANALYZE looks at as many rows as the largest of these asks for.
+       CASE WHEN a.attisdropped THEN 0 ELSE 300 * coalesce(nullif(a.attstattarget, -1), target.rows) END
   FROM unnest(%(oids)s::oid[]) AS wanted(oid)
+ CROSS JOIN (SELECT current_setting('default_statistics_target')::int) AS target(rows)
   JOIN pg_class c USING (oid)
   JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
@@ -173,6 +183,13 @@ SELECT n.nspname, p.proname
   JOIN pg_namespace n ON n.oid = p.pronamespace
  WHERE e.extname = 'pg_freespacemap' AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')
    AND pg_relation_size(%(oid)s::oid, 'fsm') > 0
+
+-- name: rights
+-- Whether the role may find the table by its name, read all of it, and lock it; whether row security hides rows from it.
+SELECT has_schema_privilege(c.relnamespace, 'USAGE'), has_table_privilege(c.oid, 'SELECT'),
+       has_table_privilege(c.oid, %(privileges)s::text), row_security_active(c.oid)
+  FROM pg_class c
+ WHERE c.oid = %(oid)s
 
 -- name: owners_code
 -- What of the table's owner would run, with our rights, when a statement on the table is planned; see guard.py.
