@@ -58,7 +58,8 @@ def sample(conn: Connection, pids: list[int]) -> Sample | None:
     """The server's processors now; None where that cannot be known: no Linux, or no right to read files there."""
     try:
         row = conn.execute(query("report.processors"), {"pids": pids}).fetchone()
-    except psycopg.errors.InsufficientPrivilege:
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.InternalError_):
+        # A process that ends while it is read of is an error without a code of its own.
         return None
     assert row is not None
     return parse(row[0], row[1]) if row[0] else None

@@ -253,7 +253,7 @@ def test_more_connections_than_there_are(stage: Stage, run: Run) -> None:
         table(stage, name)
     status, out, err = run("repack", "--tables-at-once", "9", "-j", "64", "-t", "items", "-t", "a,b,c,d,e,f,g,h")
     assert (status, out) == (3, "")
-    assert "needs 603 connections" in err
+    assert "needs 612 connections" in err
     assert "or tables at once" in err
     assert not stage.repacked
 

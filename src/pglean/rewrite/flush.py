@@ -25,12 +25,15 @@ from types import TracebackType
 from typing import Self
 
 import psycopg
+from psycopg import errors as pg
+from psycopg import sql
 
 from pglean.server import Connection, Server
 from pglean.sql import query
 
 #: WAL that may gather, in bytes; how often is looked, and how often while nothing gathers.
 _GATHERED_BYTES, _OFTEN_S, _SELDOM_S = 2_000_000, 0.005, 0.1
+_LOCK_TIMEOUT_MS = 200
 
 
 class Flush:
@@ -67,11 +70,14 @@ class Flush:
         cursor = psycopg.Cursor(conn)
         pause_s = _OFTEN_S
         with contextlib.suppress(psycopg.Error):
-            # The user's own standbys are not waited for.
+            # The user's own standbys are not waited for, nor is whoever has locked the table of ours.
             cursor.execute("SET synchronous_commit = local")
+            cursor.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT_MS)))
             while True:
                 self.busy.wait()
                 if self._stop.wait(pause_s):
                     return
-                gathered = cursor.execute(query("job.flush"), {"bytes": _GATHERED_BYTES}).fetchone()
+                gathered = None
+                with contextlib.suppress(pg.LockNotAvailable):
+                    gathered = cursor.execute(query("job.flush"), {"bytes": _GATHERED_BYTES}).fetchone()
                 pause_s = _OFTEN_S if gathered else min(pause_s * 2, _SELDOM_S)
