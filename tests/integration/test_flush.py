@@ -11,8 +11,6 @@ import pytest
 import pglean
 from pglean import pausepoint
 from pglean.embedded import EmbeddedServer
-from pglean.rewrite.flush import Flush
-from pglean.server import Server
 from tests.servers import SETTINGS, Database
 from tests.support.oracle import until
 
@@ -21,6 +19,8 @@ pytestmark = pytest.mark.newest
 _TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, i FROM generate_series(1, 20000) AS i"
 _GATHERED = "SELECT pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn()"
 _LOOKS = "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'UPDATE SKIP' AND pid <> pg_backend_pid()"
+_PAUSES = _LOOKS + " AND state = 'idle' AND state_change > query_start"
+_NEXT_ID = "SELECT split_part(pg_current_snapshot()::text, ':', 2)"
 _FLUSHER = "SELECT pid FROM pg_stat_activity WHERE application_name ~ '^pglean .* flush$'"
 
 
@@ -34,8 +34,7 @@ def idle_writer(bindir: Path) -> Iterator[EmbeddedServer]:
 def test_what_gathers_is_flushed_and_nothing_else_costs_a_transaction(idle_writer: EmbeddedServer) -> None:
     conninfo = idle_writer.conninfo()
     with pglean.connect(conninfo) as database, psycopg.connect(conninfo, autocommit=True) as session:
-        session.execute(_TABLE)
-        database.repack("t")
+        session.execute(_TABLE + "; CREATE TABLE other (v text)")
         session.execute("SET synchronous_commit = off")
 
         def number(query: str) -> int:
@@ -43,15 +42,18 @@ def test_what_gathers_is_flushed_and_nothing_else_costs_a_transaction(idle_write
             assert row is not None
             return int(row[0])
 
-        next_id = "SELECT split_part(pg_current_snapshot()::text, ':', 2)"
-        with Flush(Server(conninfo), "1 t flush") as flush:
-            before = number(next_id)
-            flush.busy.set()
+        def write() -> None:
+            session.execute("SELECT pg_current_xact_id()")
             until(lambda: number(_LOOKS) == 1, "it looks")
-            assert number(next_id) == before
+            before = number(_NEXT_ID)
+            until(lambda: number(_PAUSES) > 0, "it has looked again, and waits")
+            assert number(_NEXT_ID) == before
             with session.transaction():
-                session.execute("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(30001, 50000) AS i")
+                session.execute("INSERT INTO other SELECT repeat('x', 500) FROM generate_series(1, 20000)")
                 until(lambda: number(_GATHERED) <= 2_000_000, "what has gathered is on the disk")
+
+        with pausepoint.intercept("copy: in a chunk", write):
+            database.repack("t")
 
 
 @pytest.mark.parametrize("event", ["ended", "locked"])

@@ -31,7 +31,7 @@ from pglean.rewrite import baseline
 from pglean.rewrite import job as jobs
 from pglean.rewrite.order import MOST_AT_ONCE, has_index, prepare
 from pglean.rewrite.run import Run
-from pglean.rewrite.shadow import clear_dead, columns, vacuum
+from pglean.rewrite.shadow import clear_dead, columns, older_snapshots, vacuum
 from pglean.server import Connection, scalar
 from pglean.sql import query
 from pglean.table import Table, quote_name
@@ -326,7 +326,10 @@ def _let_in(run: Run) -> bool:
 
 
 def _freeze(run: Run, conn: Connection, ranges: Ranges) -> None:
-    """Freeze the first part of the shadow while others copy the rest; wait until there is enough of it."""
+    """Freeze the first part of the shadow while others copy the rest; wait until there is enough of it.
+
+    Not where that would be in vain, and all would be read a second time for nothing.
+    """
     if run.baseline is not None:
         # What a snapshot is held from before cannot be frozen.
         return
@@ -334,8 +337,10 @@ def _freeze(run: Run, conn: Connection, ranges: Ranges) -> None:
         if run.workers.stopping.is_set() or run.pause is not None:
             return
         run.server.rest(_ASK_S)
-    if run.workers_to_spare(conn):
-        vacuum(run, conn)
+    if not run.workers_to_spare(conn) or not _let_in(run):
+        return
+    if not older_snapshots(conn, time.monotonic() - run.captured_at):
+        vacuum(run, conn, patient=False)
 
 
 def _piece(run: Run, conn: Connection, worker: str, first: int, end: int, *, indexed: bool) -> int:

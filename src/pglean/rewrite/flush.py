@@ -28,7 +28,9 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
-from pglean.server import Connection, Server
+from pglean.errors import ConnectionLost
+from pglean.rewrite.run import Run
+from pglean.server import Connection
 from pglean.sql import query
 
 #: WAL that may gather, in bytes; how often is looked, and how often while nothing gathers.
@@ -37,24 +39,30 @@ _LOCK_TIMEOUT_MS = 200
 
 
 class Flush:
-    """At work from entry to exit, while `busy` is set.
+    """At work from entry to exit, while `busy` is set and the throttle lets the run work.
 
-    Locks: a row of pglean.version, for a moment, and only where nobody else has locked it. Killed, or its session
-    ended: the run goes on, slower. On entry: the schema is there. Raises what `Server.connect` raises.
+    Locks: a row of pglean.version, for a moment, and only where nobody else has locked it. Without its session, which
+    may not be had or be ended, the run goes on, slower. On entry: the schema is there.
     """
 
-    def __init__(self, server: Server, purpose: str) -> None:
-        self._server, self._purpose = server, purpose
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._stack = contextlib.ExitStack()
         self._stop = threading.Event()
         #: Set while we write much.
         self.busy = threading.Event()
 
     def __enter__(self) -> Self:
-        conn = self._stack.enter_context(self._server.connect(self._purpose))
+        run = self._run
+        try:
+            conn = self._stack.enter_context(run.server.connect(f"{run.job.id} {run.table.name} flush"))
+        except ConnectionLost as error:
+            run.reporter.message(f"goes on without the session that flushes the WAL: {error.message}")
+            return self
         thread = threading.Thread(target=self._watch, args=(conn,), name="pglean flush", daemon=True)
-        thread.start()
+        # In this order: the session is closed when the thread has ended.
         self._stack.callback(thread.join)
+        thread.start()
         return self
 
     def __exit__(
@@ -77,7 +85,10 @@ class Flush:
                 self.busy.wait()
                 if self._stop.wait(pause_s):
                     return
-                gathered = None
+                pause_s = min(pause_s * 2, _SELDOM_S)
+                if self._run.gate.reason:
+                    # What gathers now is not ours.
+                    continue
                 with contextlib.suppress(pg.LockNotAvailable):
-                    gathered = cursor.execute(query("job.flush"), {"bytes": _GATHERED_BYTES}).fetchone()
-                pause_s = _OFTEN_S if gathered else min(pause_s * 2, _SELDOM_S)
+                    if cursor.execute(query("job.flush"), {"bytes": _GATHERED_BYTES}).fetchone():
+                        pause_s = _OFTEN_S

@@ -392,7 +392,7 @@ def _walk(run: Run, keeper: Connection, throttle: Throttle, first: Phase) -> dic
         first = _revive(run, first)
     position = _POSITION[first]
     watched = False
-    with Flush(run.server, f"{run.job.id} {run.table.name} flush") as flush, contextlib.ExitStack() as watch:
+    with Flush(run) as flush, contextlib.ExitStack() as watch:
         while position < len(STEPS):
             step = STEPS[position]
             if step.phase is Phase.CLEANING:

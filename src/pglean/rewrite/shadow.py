@@ -129,10 +129,11 @@ def columns(table: Table, alias: str = "t") -> tuple[sql.Composed, sql.Composed]
     )
 
 
-def vacuum(run: Run, conn: Connection) -> None:
+def vacuum(run: Run, conn: Connection, *, patient: bool = True) -> None:
     """Freeze what can be frozen; pages that are frozen already are passed over.
 
-    Locks the shadow alone (SHARE UPDATE EXCLUSIVE), which keeps no writer away.
+    Locks the shadow alone (SHARE UPDATE EXCLUSIVE), which keeps no writer away. Unless `patient`, it is left alone
+    where somebody else vacuums it.
     """
     run.purpose(conn, "freeze")
     # Our commits are asynchronous. As long as a commit is not on disk its rows bear no hint that it was one,
@@ -141,10 +142,10 @@ def vacuum(run: Run, conn: Connection) -> None:
         conn.execute("SET LOCAL synchronous_commit = local")
         jobs.beat(conn, run.job, asdict(run.reporter.state))
     # Where others want the processors: without helpers, and with rests of the server's own.
-    parallel = sql.SQL(", PARALLEL 0" if run.crowded else "")
+    more = sql.SQL((", PARALLEL 0" if run.crowded else "") + ("" if patient else ", SKIP_LOCKED"))
     conn.execute(sql.SQL("SET vacuum_cost_delay = {}").format(sql.Literal(_REST_MS if run.crowded else 0)))
     conn.execute(sql.SQL("SET vacuum_cost_limit = {}").format(sql.Literal(_REST_AFTER)))
-    conn.execute(sql.SQL("VACUUM (FREEZE, TRUNCATE false{}) {}").format(parallel, run.job.shadow))
+    conn.execute(sql.SQL("VACUUM (FREEZE, TRUNCATE false{}) {}").format(more, run.job.shadow))
     run.replaced = 0
 
 
@@ -170,15 +171,20 @@ def freeze(run: Run) -> None:
     pages, visible = row
     run.shadow_pages = pages
     run.frozen = visible >= pages
-    if not run.frozen and visible < pages // 2:
-        # Sessions of ours that hold one do so for as long as a statement lasts.
-        holders = [
-            holder.phrase
-            for holder in horizon.holders(conn)
-            if not holder.catalogs_only
-            and not holder.application_name.startswith("pglean ")
-            and (holder.open_s is None or holder.open_s > _MOMENT_S)
-        ]
-        if holders:
-            told = ", ".join(holders[:_TOLD_HOLDERS])
-            run.reporter.message(f"the copy cannot be frozen yet: older snapshots are held by {told}")
+    if not run.frozen and visible < pages // 2 and (holders := older_snapshots(conn, _MOMENT_S)):
+        told = ", ".join(holders[:_TOLD_HOLDERS])
+        run.reporter.message(f"the copy cannot be frozen yet: older snapshots are held by {told}")
+
+
+def older_snapshots(conn: Connection, seconds: float) -> list[str]:
+    """Who has held a snapshot for longer than that: what was written since cannot be frozen.
+
+    Sessions of ours that hold one do so for as long as a statement lasts.
+    """
+    return [
+        holder.phrase
+        for holder in horizon.holders(conn)
+        if not holder.catalogs_only
+        and not holder.application_name.startswith("pglean ")
+        and (holder.open_s is None or holder.open_s > seconds)
+    ]
