@@ -154,7 +154,7 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace, ground: Ground, command: str, busy: float, start: str) -> None:
         """Raises `psycopg.Error` where the server cannot be reached."""
         self._options, self._ground = options, ground
-        self._conditions = Conditions(options.rate, options.warmup, options.before, options.cap)
+        self._conditions = Conditions(options.rate, options.warmup, options.before, options.cap, options.repetitions)
         wanted = [PGLEAN, ground.peer] if ground.peer else options.tools
         #: What cannot be run here, with the reason.
         self.skipped = {name: reason for name in wanted if (reason := absent(name, ground))}

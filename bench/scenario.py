@@ -66,6 +66,11 @@ METRICS: Final[dict[str, tuple[Metric, ...]]] = {
     STEADY: _LOADED,
     FLAT_OUT: _LOADED,
 }
+#: What the sampling would make worse: counted in runs that are not sampled, where there are any.
+TIMES: Final = {metric.key for metric in _LOADED} - {metric.key for metric in (*_SERVER, *_AFTERWARDS)} - {
+    "wal_mb",
+    "peak_rss_mb",
+} | {"server_cpu_s"}
 _EXPLANATIONS: Final = {
     IDLE: "Nothing else uses the server.",
     STEADY: f"pgbench writes single rows at a fixed rate over {CLIENTS} clients. Latency counts from the time a"
@@ -80,6 +85,8 @@ _ACCESSES: Final = {
     INSERT: "Rows are inserted and none updated.",
 }
 MEASURED: Final = (
+    "In the first of several runs of each tool the server is sampled, and times, latencies and processor times are not"
+    " counted; in the others it is the other way round.",
     f"Every {INTERVAL_S * 1000:g} ms, or as soon as the machine lets it, one session of its own asks which transaction"
     f" holds ACCESS EXCLUSIVE on the table (`pg_locks`), and every {HORIZON_INTERVAL_S * 1000:g} ms for builds of"
     " indexes and the oldest xmin of the database's sessions and of new replication slots, without that of"

@@ -9,7 +9,7 @@ from typing import Final
 
 from load import Latency, Load, Transactions
 from result import Run
-from scenario import STEADY, Scenario
+from scenario import STEADY, TIMES, Scenario
 from template import Template
 from tool import PGLEAN, VACUUM_FULL, Finished, Tool, told
 from watch import Watch
@@ -35,6 +35,8 @@ class Conditions:
     before_s: float
     #: After so long a run ends, finished or not.
     cap_s: float
+    #: Of each tool.
+    repetitions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,15 @@ class _Course:
 
 
 def trial(template: Template, scenario: Scenario, tool: Tool, conditions: Conditions, repetition: int) -> Run:
-    """One run; what went wrong is in its note, and a run that failed has no values."""
+    """One run; what went wrong is in its note, and a run that failed has no values.
+
+    The first of several is sampled, which takes its share of the processors: its times are not counted.
+    """
+    sampled = repetition == 1
     template.refresh()
     time.sleep(_SETTLE_S)
     filenodes = template.filenodes()
-    course = (_loaded if scenario.loaded else _idle)(template, scenario, tool, conditions)
+    course = (_loaded if scenario.loaded else _idle)(template, scenario, tool, conditions, sampled)
     finished, values, problems = course.finished, course.values, course.problems
     failure = ""
     if not values:
@@ -76,6 +82,9 @@ def trial(template: Template, scenario: Scenario, tool: Tool, conditions: Condit
         "cpu_s": finished.cpu_s,
     }
     said = told(finished) if tool.name == PGLEAN else {}
+    counted = not sampled or conditions.repetitions == 1
+    if not counted:
+        values = {key: value for key, value in values.items() if key not in TIMES}
     return Run(
         scenario=scenario.name,
         tool=tool.name,
@@ -85,7 +94,7 @@ def trial(template: Template, scenario: Scenario, tool: Tool, conditions: Condit
         failure=failure,
         capped=finished.capped,
         note="; ".join(filter(None, [problems.rstrip("; "), *_own_words(tool, finished)])),
-        phases=said.get("phases", {}),
+        phases=said.get("phases", {}) if counted else {},
     )
 
 
@@ -128,22 +137,22 @@ def _middle(transactions: Transactions, stretches: list[tuple[float, float]]) ->
     return found[len(found) // 2]
 
 
-def _idle(template: Template, _: Scenario, tool: Tool, conditions: Conditions) -> _Course:
-    with Watch(template.ground, template.oids()) as watch:
+def _idle(template: Template, _: Scenario, tool: Tool, conditions: Conditions, sampled: bool) -> _Course:
+    with Watch(template.ground, template.oids(), samples=sampled) as watch:
         finished = tool.run(conditions.cap_s)
     return _Course(finished, watch.figures(), "")
 
 
-def _loaded(template: Template, scenario: Scenario, tool: Tool, conditions: Conditions) -> _Course:
+def _loaded(template: Template, scenario: Scenario, tool: Tool, conditions: Conditions, sampled: bool) -> _Course:
     rate = conditions.rate if scenario.load == STEADY else None
     oids = template.oids()
     with Load(template.ground, template.workload, template.rows, scenario.access, rate=rate) as load:
         time.sleep(conditions.warmup_s)
         start = time.time()
         # Watched as well, so that there is no difference but the tool.
-        with Watch(template.ground, oids):
+        with Watch(template.ground, oids, samples=sampled):
             time.sleep(conditions.before_s)
-        with Watch(template.ground, oids) as watch:
+        with Watch(template.ground, oids, samples=sampled) as watch:
             finished = tool.run(conditions.cap_s)
         time.sleep(_TAIL_S)
         transactions, problems = load.stop()

@@ -145,9 +145,9 @@ def _tree_bytes(directory: Path | str) -> int:
 class Watch:
     """Looks at the copy and its server, from entry to exit."""
 
-    def __init__(self, ground: Ground, tables: list[int]) -> None:
-        """`tables`: their OIDs."""
-        self._ground, self._tables = ground, tables
+    def __init__(self, ground: Ground, tables: list[int], *, samples: bool = True) -> None:
+        """`tables`: their OIDs. Without `samples` only what can be read before and after is told."""
+        self._ground, self._tables, self._samples = ground, tables, samples
         self._local: Local | None = None
         self._locks, self._horizon, self._builds = Stretches(), Stretches(), Stretches()
         self._moments: list[float] = []
@@ -171,8 +171,8 @@ class Watch:
             self._files = Disk(base / str(self._database), base / "pgsql_tmp"), Disk(self._local.datadir / "pg_wal")
             self._processors = Processors.used(self._local.postmaster)
         self._wal = self._wal_bytes()
-        self._threads = [threading.Thread(target=self._sample, daemon=True)]
-        if self._files is not None:
+        self._threads = [threading.Thread(target=self._sample, daemon=True)] if self._samples else []
+        if self._samples and self._files is not None:
             self._threads.append(threading.Thread(target=self._look, daemon=True))
         for thread in self._threads:
             thread.start()
@@ -234,10 +234,23 @@ class Watch:
         self.own_client_s += time.thread_time() - began
 
     def _figures(self) -> dict[str, float]:
+        values = {"wal_mb": (self._wal_bytes() - self._wal) / 1e6}
+        if self._samples:
+            values |= self._sampled()
+        if self._local is not None and self._files is not None:
+            now, then = Processors.used(self._local.postmaster), self._processors
+            load_s = sum(now.of[pid] - then.of.get(pid, 0.0) for pid in self._load if pid in now.of)
+            self.own_server_s = now.of.get(self._backend, 0.0) - then.of.get(self._backend, 0.0)
+            values |= {
+                "server_cpu_s": now.total_s - then.total_s - load_s - self.own_server_s,
+                "load_cpu_s": load_s,
+            }
+        return values
+
+    def _sampled(self) -> dict[str, float]:
         for stretches in (self._locks, self._horizon, self._builds):
             stretches.end()
         values = {
-            "wal_mb": (self._wal_bytes() - self._wal) / 1e6,
             "lock_ms": self._locks.longest_s * 1000,
             "xmin_s": self._horizon.longest_s,
             # VACUUM FULL and CLUSTER tell nothing of the indexes that they build.
@@ -246,16 +259,9 @@ class Watch:
         gaps = [b - a for a, b in zip(self._moments, self._moments[1:], strict=False)]
         if gaps:
             values |= {"sample_ms": statistics.median(gaps) * 1000, "worst_sample_ms": max(gaps) * 1000}
-        if self._local is not None and self._files is not None:
-            now, then = Processors.used(self._local.postmaster), self._processors
-            load_s = sum(now.of[pid] - then.of.get(pid, 0.0) for pid in self._load if pid in now.of)
-            self.own_server_s = now.of.get(self._backend, 0.0) - then.of.get(self._backend, 0.0)
-            values |= {
-                "server_cpu_s": now.total_s - then.total_s - load_s - self.own_server_s,
-                "load_cpu_s": load_s,
-                "disk_mb": self._files[0].extra_bytes / 1e6,
-                "wal_disk_mb": self._files[1].extra_bytes / 1e6,
-            }
+        if self._files is not None:
+            database, wal = self._files
+            values |= {"disk_mb": database.extra_bytes / 1e6, "wal_disk_mb": wal.extra_bytes / 1e6}
         return values
 
     def _wal_bytes(self) -> int:
