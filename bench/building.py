@@ -42,7 +42,10 @@ BUILDS: Final = Lever(
             ("in turn, without helpers", partial(_in_turn, helpers=0)),
         )
     ),
-    "",
+    "Several at once, the one with most work first, without helpers: sorting and loading the tree are one"
+    " process's work, helpers only read and sort their parts. A single index gets helpers, as the server is"
+    " configured. Memory is left to the user's maintenance_work_mem: here both amounts hold all that is sorted;"
+    " several builds at once take as many times of it.",
 )
 
 
@@ -80,7 +83,10 @@ FREEZE: Final = Lever(
         for case, refreshed in (("nothing was written meanwhile", False), ("a tenth of the keys was refreshed", True))
         for when in (_BEFORE, _LATER, _MUCH_LATER)
     ),
-    "",
+    "Before: of the copy what is dead goes while there are no indexes that would have to be read for it, and the"
+    " swap leaves a table whose index-only scans need no heap. Later it costs more time where rows were refreshed,"
+    " and after the next checkpoint each page is logged as a whole: more WAL than all indexes. A part of it is"
+    " done while the last third is copied, where there are two workers.",
 )
 
 
@@ -112,5 +118,9 @@ ANALYZE: Final = Lever(
         Way("ANALYZE, default_statistics_target 100", partial(_analyzed, target=100)),
         Way("ANALYZE, default_statistics_target 1000", partial(_analyzed, target=1000)),
     ),
-    "",
+    "Always done, at the end, beside the removal of the old files: columns keep their statistics through the"
+    " swap, but correlations of a sorted rewrite, and the numbers of pages and rows, are new, and autovacuum"
+    " learns that nothing is dead. No rule spares it after a recent ANALYZE: it reads a sample, so that its share"
+    " shrinks as tables grow, save where somebody has raised the statistics target. The applications have the new"
+    " table before it begins. -Z skips it.",
 )

@@ -68,8 +68,9 @@ _FLUSHED: Final = (("flushed (pglean)", True), ("left to the server", False))
 
 FLUSH: Final = Lever(
     "flush",
-    "WAL brought to the disk as it gathers, by a session of its own that commits, or left to the server? Of a table"
-    " that nobody has vacuumed since rows were deleted, the copy cleans up the pages, and logs each as a whole.",
+    "WAL brought to the disk as it gathers, by a session of its own that commits, or left to the server? Of a"
+    " table that nobody has vacuumed since rows were deleted, the copy cleans up the pages, and logs each as a"
+    " whole.",
     (SECONDS, WAL),
     tuple(
         Way(name, partial(copy, workers=workers, flushed=flushed), f"{table}, {workers} worker{'s'[: workers - 1]}")
@@ -81,7 +82,10 @@ FLUSH: Final = Lever(
         Way(name, partial(_flush_builds, flushed=flushed), "three index builds, two at once")
         for name, flushed in _FLUSHED
     ),
-    "",
+    "Flushed, in the copy and while indexes are built. Workers that fill the WAL buffers stand in a queue for"
+    " writing them out, and two more than one; what is in the buffers when an application commits is what it waits"
+    " for, and that becomes less as well. For the index builds it is no gain; it costs them a session that looks"
+    " at the WAL every few milliseconds.",
 )
 
 
@@ -109,7 +113,10 @@ COMPRESSION: Final = Lever(
         Way(name, partial(_compressed, method=method))
         for name, method in (("off (pglean)", "off"), ("lz4", "lz4"), ("pglz", "pglz"))
     ),
-    "",
+    "Off, that is, left as the server has it. Only the pages of new indexes are compressed: what the copy writes"
+    " are rows. lz4 saves a tenth of the WAL of a run in about the same time; but a standby that was built without"
+    " lz4 could not replay it, which we cannot see from here. pglz takes longer. Whoever wants it sets"
+    " PGOPTIONS='-c wal_compression=lz4' for `pglean repack`, which needs the right to set it.",
 )
 
 
@@ -148,7 +155,9 @@ COPY: Final = Lever(
         Way("INSERT … SELECT, two workers (pglean)", partial(_inserted, workers=2)),
         Way("COPY through the client, two sessions", _through_client),
     ),
-    "",
+    "INSERT … SELECT. COPY writes less WAL, a record per page instead of one per row, but all rows pass through"
+    " the client, which needs a processor for them, and the network: the time is that of the client. Values would"
+    " also pass through the functions of their types in our sessions, outside of what guards them.",
 )
 
 
@@ -196,8 +205,8 @@ _SIZES: Final[Mapping[str, int | None]] = {
 
 CHUNK: Final = Lever(
     "chunk",
-    "How large should a chunk of the copy be, each in a transaction of its own? Does a checkpoint in the middle cost"
-    " more WAL?",
+    "How large should a chunk of the copy be, each in a transaction of its own? Does a checkpoint in the middle"
+    " cost more WAL?",
     (SECONDS, WAL, _SHARES),
     tuple(
         Way(name, partial(_chunked, size=size, checkpoint=checkpoint), case)
@@ -205,7 +214,11 @@ CHUNK: Final = Lever(
         for name, size in _SIZES.items()
         if size != 16384 or not checkpoint
     ),
-    "",
+    "By time, not by size: pglean begins with 512 blocks and grows until a chunk takes --chunk-time. From there"
+    " on the size changes neither time nor WAL, and short chunks hold no snapshot for long; at 64 blocks"
+    " transactions and plans begin to cost, of which pglean has more per chunk than is imitated here. A checkpoint"
+    " in the middle costs nothing: the copy writes pages that are new, and has no index whose pages it would have"
+    " to log whole.",
 )
 
 
@@ -230,5 +243,7 @@ SCANS: Final = Lever(
             ("effective_io_concurrency = 64", {"effective_io_concurrency": "64"}),
         )
     ),
-    "",
+    "Left alone. A scan of a range of blocks takes no part in synchronized scans, and before PostgreSQL 18 it"
+    " asks for no block ahead: the operating system notices that it reads on and on, and does. What is left"
+    " between the ways is the noise of the disk.",
 )

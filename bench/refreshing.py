@@ -15,6 +15,7 @@ from workbench import CHANGED, COLUMNS, INDEXED, RECORDED, SHADOW, Cost, Workben
 
 _SIZE: Final = Metric("size_mb", "size afterwards, MB", 1)
 _HASH: Final = "(hash_record_extended(ROW(c.k1), 0) & 9223372036854775807) % {of} = {number}"
+_BY_KEY: Final = " ORDER BY t.id"
 _CONSUME: Final = "DELETE FROM pglean.changes"
 
 
@@ -74,7 +75,9 @@ ORDER: Final = Lever(
         Way("before (pglean)", partial(_ordered, before=True)),
         Way("after", partial(_ordered, before=False)),
     ),
-    "",
+    "Before. Deletes and inserts then touch the heap alone, and the indexes are built of what is there; after"
+    " that each key costs its entries in all indexes, one by one and in random places, and what was frozen is"
+    " frozen again. Only what comes in while the indexes are built is refreshed with them there.",
 )
 
 
@@ -90,7 +93,7 @@ def _by_one(bench: Workbench) -> Figures:
     return bench.timed(statements(*refresh())).figures
 
 
-def _by_two(bench: Workbench) -> Figures:
+def _by_two(bench: Workbench, *, by_key: bool = False) -> Figures:
     """Deletes by both, then, when both have committed, inserts by both; the records go last."""
     bench.fresh(CHANGED)
     barrier = threading.Barrier(2, timeout=_TOGETHER_S)
@@ -99,7 +102,7 @@ def _by_two(bench: Workbench) -> Figures:
         delete, insert = halves(_HASH.format(of=2, number=number))
         conn.execute(delete)
         barrier.wait()
-        conn.execute(insert)
+        conn.execute(insert + _BY_KEY * by_key)
         barrier.wait()
         if number == 0:
             conn.execute(_CONSUME)
@@ -109,11 +112,13 @@ def _by_two(bench: Workbench) -> Figures:
 
 WORKERS: Final = Lever(
     "workers",
-    "A refresh of a tenth of the keys, with the indexes there: by one worker, or by two, each with the keys of its"
-    " hash?",
+    "A refresh of a tenth of the keys, with the indexes there: by one worker, or by two, each with the keys of"
+    " its hash?",
     (SECONDS, WAL),
     (Way("two (pglean)", _by_two), Way("one", _by_one)),
-    "",
+    "Two, from 2,000 records on and where processors are not busy with others: deletes by all, a barrier, inserts"
+    " by all. It is nearly twice as fast. Keys are divided by their hash, so that it needs no agreement who takes"
+    " which.",
 )
 
 
@@ -124,22 +129,28 @@ def _sorted(bench: Workbench, *, by_key: bool, analyzed: bool) -> Figures:
     bench.fresh(CHANGED)
     begin, delete, insert, consume, commit = refresh()
     first = ["ANALYZE pglean.changes"] if analyzed else []
-    insert += " ORDER BY t.id" if by_key else ""
+    insert += _BY_KEY * by_key
     return bench.timed(statements(*first, begin, delete, insert, consume, commit)).figures
 
 
 SORTING: Final = Lever(
     "sorting",
-    "The same by one worker: does it pay to insert in the order of the key, or to ANALYZE the change table first, so"
-    " that the planner knows that no key is there twice?",
+    "Does it pay to insert in the order of the key, or to ANALYZE the change table first, so that the planner"
+    " knows how many keys there are? A tenth of them, with the indexes there.",
     (SECONDS, WAL),
     (
-        Way("as they come (pglean)", partial(_sorted, by_key=False, analyzed=False)),
-        Way("ANALYZE first", partial(_sorted, by_key=False, analyzed=True)),
-        Way("INSERT … ORDER BY key", partial(_sorted, by_key=True, analyzed=False)),
-        Way("both", partial(_sorted, by_key=True, analyzed=True)),
+        Way("as they come (pglean)", partial(_sorted, by_key=False, analyzed=False), "one worker"),
+        Way("ANALYZE first", partial(_sorted, by_key=False, analyzed=True), "one worker"),
+        Way("INSERT … ORDER BY key", partial(_sorted, by_key=True, analyzed=False), "one worker"),
+        Way("both", partial(_sorted, by_key=True, analyzed=True), "one worker"),
+        Way("as they come (pglean)", _by_two, "two workers"),
+        Way("INSERT … ORDER BY key", partial(_by_two, by_key=True), "two workers"),
     ),
-    "",
+    "Not done so far, and here pglean takes the slower way. Without statistics the planner expects 200 keys,"
+    " whatever there are, aggregates them by hash and looks them up one by one in that random order, in which they"
+    " are then inserted into the indexes. After ANALYZE a large refresh by one session reads the tables in their"
+    " order instead. It does not help workers, whose condition on the hash the planner cannot estimate. What"
+    " either gives with more keys than these, fewer keys, and wide rows has to be measured before it is taken up.",
 )
 
 
@@ -166,8 +177,8 @@ def _replaced(bench: Workbench, *, in_place: bool, fillfactor: int) -> Figures:
 
 IN_PLACE: Final = Lever(
     "in-place",
-    "A row of which no indexed column was changed: deleted and inserted again, or updated in place? A tenth of the"
-    " keys, with the three indexes there.",
+    "A row of which no indexed column was changed: deleted and inserted again, or updated in place? A tenth of"
+    " the keys, with the three indexes there.",
     (SECONDS, WAL, _SIZE),
     (
         Way("DELETE and INSERT (pglean)", partial(_replaced, in_place=False, fillfactor=100), "full pages"),
@@ -175,18 +186,21 @@ IN_PLACE: Final = Lever(
         Way("DELETE and INSERT (pglean)", partial(_replaced, in_place=False, fillfactor=85), "fillfactor 85"),
         Way("UPDATE", partial(_replaced, in_place=True, fillfactor=85), "fillfactor 85"),
     ),
-    "",
+    "DELETE and INSERT, so far. An UPDATE is faster even where no page has room; with room in the pages it leaves"
+    " the indexes alone. But a copy has full pages unless the table has a fillfactor; rows that are new or gone"
+    " need the other two statements still; and where unique values wander between rows an UPDATE fails in the"
+    " middle, so that it would have to be known first that no indexed column has changed: a comparison of each row"
+    " with its copy, and a third way through what must never be wrong.",
 )
 
 
 # ---- the change table
 
 _TRIGGER: Final = (
-    "CREATE FUNCTION pglean.record() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$BEGIN"
-    " IF pg_catalog.pg_typeof(NEW.id)::pg_catalog.oid OPERATOR(pg_catalog.<>) 20::pg_catalog.oid THEN RETURN NULL;"
-    " END IF;"
-    " IF NEW.id OPERATOR(pg_catalog.<>) OLD.id THEN INSERT INTO pglean.changes VALUES {old}, {new};"
-    " ELSE INSERT INTO pglean.changes VALUES {new}; END IF; RETURN NULL; END$$",
+    "CREATE FUNCTION pglean.record() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$BEGIN IF"
+    " pg_catalog.pg_typeof(NEW.id)::pg_catalog.oid OPERATOR(pg_catalog.<>) 20::pg_catalog.oid THEN RETURN NULL;"
+    " END IF; IF NEW.id OPERATOR(pg_catalog.<>) OLD.id THEN INSERT INTO pglean.changes VALUES {old}, {new}; ELSE"
+    " INSERT INTO pglean.changes VALUES {new}; END IF; RETURN NULL; END$$",
     "CREATE TRIGGER record AFTER UPDATE ON public.orders FOR EACH ROW EXECUTE FUNCTION pglean.record()",
 )
 _KEYS: Final = tuple(text.format(old="(OLD.id)", new="(NEW.id)") for text in _TRIGGER)
@@ -248,5 +262,9 @@ CHANGES: Final = Lever(
         Way("whole rows, numbered, with a primary key", partial(_recorded, layout=_WHOLE, takes_over=_FROM_ROWS)),
         Way("nothing is recorded", partial(_recorded, layout=(), takes_over=())),
     ),
-    "",
+    "Keys alone, without an index. Every write of an application pays for what is recorded: an index on the key"
+    " costs it WAL and time and the refresh, which reads all records, does not use it. Whole rows cost more still,"
+    " twice the WAL, of each long value too, and they would have to be brought into the order of commits; their"
+    " refresh is faster since it comes sorted by the key and does not read the table, which is left to us to pay"
+    " for, not to the application. See also `sorting`.",
 )

@@ -94,5 +94,8 @@ REMOVAL: Final = Lever(
         Way("truncated at once (the server)", partial(_removed, step_mb=_MEGABYTES)),
         Way(f"truncated by {_STEP} MB, with pauses of {1000 * _PAUSE_S:.0f} ms", partial(_removed, step_mb=_STEP)),
     ),
-    "",
+    "Left to the server, which truncates each file at once when a transaction that dropped it commits. The file"
+    " system frees the blocks in the same journal that a durable write waits for: no tool that gives the old file"
+    " back can avoid this moment, since no statement truncates in steps. It comes after the swap, with no lock on"
+    " the table.",
 )
