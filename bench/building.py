@@ -83,10 +83,11 @@ FREEZE: Final = Lever(
         for case, refreshed in (("nothing was written meanwhile", False), ("a tenth of the keys was refreshed", True))
         for when in (_BEFORE, _LATER, _MUCH_LATER)
     ),
-    "Before: of the copy what is dead goes while there are no indexes that would have to be read for it, and the"
-    " swap leaves a table whose index-only scans need no heap. Later it costs more time where rows were refreshed,"
-    " and after the next checkpoint each page is logged as a whole: more WAL than all indexes. A part of it is"
-    " done while the last third is copied, where there are two workers.",
+    "Before: what is dead in the copy goes while there are no indexes that would have to be read for it, and the"
+    " swap leaves a table whose index-only scans need no heap. Where nothing was written it saves no time. Later"
+    " it takes longer where rows were refreshed, and after the next checkpoint each page is logged as a whole,"
+    " which is more WAL than all indexes are. With two workers a part of it is done while the last third is"
+    " copied.",
 )
 
 

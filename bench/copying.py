@@ -214,11 +214,11 @@ CHUNK: Final = Lever(
         for name, size in _SIZES.items()
         if size != 16384 or not checkpoint
     ),
-    "By time, not by size: pglean begins with 512 blocks and grows until a chunk takes --chunk-time. From there"
-    " on the size changes neither time nor WAL, and short chunks hold no snapshot for long; at 64 blocks"
-    " transactions and plans begin to cost, of which pglean has more per chunk than is imitated here. A checkpoint"
-    " in the middle costs nothing: the copy writes pages that are new, and has no index whose pages it would have"
-    " to log whole.",
+    "By time, not by size: pglean begins with 512 blocks and at most doubles that until a chunk takes"
+    " --chunk-time. From some thousand blocks on the size changes neither time nor WAL, and chunks of half a"
+    " second hold no snapshot for long; in small ones transactions and plans begin to cost, of which pglean has"
+    " more per chunk than is imitated here. A checkpoint in the middle costs nothing: the copy writes pages that"
+    " are new, and has no index whose pages it would have to log whole.",
 )
 
 
@@ -243,7 +243,7 @@ SCANS: Final = Lever(
             ("effective_io_concurrency = 64", {"effective_io_concurrency": "64"}),
         )
     ),
-    "Left alone. A scan of a range of blocks takes no part in synchronized scans, and before PostgreSQL 18 it"
-    " asks for no block ahead: the operating system notices that it reads on and on, and does. What is left"
-    " between the ways is the noise of the disk.",
+    "Left alone. A scan of a range of blocks takes no part in synchronized scans, and on this server it asks for"
+    " no block ahead: the operating system notices that it reads on and on, and does. What is left between the"
+    " ways is the noise of the disk, which from run to run is larger.",
 )

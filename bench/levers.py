@@ -46,8 +46,10 @@ LEVERS: Final = (
 OUTPUT: Final = Path(__file__).parent / "LEVERS.md"
 _INTRODUCTION: Final = (
     "Written by `bench/levers.py`. For each lever the ways took turns on one server, in the sessions and with the"
-    " statements of pglean; nothing else was going on. Figures are medians; ratios are to the first way of each case,"
-    " above 1 is more."
+    " statements of pglean; nothing else was going on. Figures are medians; ratios are to the first way of each"
+    " case, above 1 is more. full_page_writes is on only where a checkpoint is part of the question, and for the"
+    " table that is not vacuumed: what a run writes again it has, as a rule, written since the last checkpoint,"
+    " which is not so of the pages of a database that was copied for a measurement."
 )
 
 
@@ -61,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--only", default=",".join(names), metavar="NAME,...", help=f"of {', '.join(names)} (all)")
     add("--repetitions", type=int, metavar="N", help="of each way (3; quick: 1)")
     add("--rows", type=int, metavar="N", help="before half of them are deleted (2000000; quick: 100000)")
-    add("--bindir", type=Path, default=BINDIR, metavar="DIR", help=f"the server's programs ({BINDIR})")
+    add("--bindir", type=Path, default=BINDIR, metavar="DIR", help=f"the server's programs, 15 or newer ({BINDIR})")
     add("--output", type=Path, metavar="FILE", help="what to write (bench/LEVERS.md; --only and --quick: nothing)")
     add("--quick", action="store_true", help="a small table and one repetition, to see that it works")
     options = parser.parse_args(arguments)

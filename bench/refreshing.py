@@ -146,11 +146,11 @@ SORTING: Final = Lever(
         Way("as they come (pglean)", _by_two, "two workers"),
         Way("INSERT … ORDER BY key", partial(_by_two, by_key=True), "two workers"),
     ),
-    "Not done so far, and here pglean takes the slower way. Without statistics the planner expects 200 keys,"
+    "Not done so far: here one worker takes the slower way. Without statistics the planner expects 200 keys,"
     " whatever there are, aggregates them by hash and looks them up one by one in that random order, in which they"
-    " are then inserted into the indexes. After ANALYZE a large refresh by one session reads the tables in their"
-    " order instead. It does not help workers, whose condition on the hash the planner cannot estimate. What"
-    " either gives with more keys than these, fewer keys, and wide rows has to be measured before it is taken up.",
+    " are then inserted into the indexes; ANALYZE has it read the tables in their order, and ORDER BY inserts in"
+    " it. Two workers gain nothing by an order. Where many keys are refreshed by one session, both together are"
+    " worth being taken up, once it is known what they give, and cost, with few keys and with wide rows.",
 )
 
 

@@ -233,10 +233,9 @@ class Workbench:
 
     def _copy(self, name: str, template: str) -> None:
         # Files, not their pages: what is dead, and what no hint tells of, comes along.
-        strategy = " STRATEGY file_copy" if self._server.version >= 150000 else ""
         with self._plain("postgres") as conn:
             conn.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}{strategy}")
+            conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
 
     def _plain(self, dbname: str) -> psycopg.Connection:
         return psycopg.connect(self._server.conninfo(dbname), autocommit=True)
