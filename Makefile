@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 # Each worker has servers of its own, and the tests wait for these more than they compute.
 PYTEST := $(BIN)/python -m pytest -n 3
 
-.PHONY: demo test matrix soak bench bench-capture lint format clean
+.PHONY: demo test matrix soak bench bench-capture bench-levers lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -33,6 +33,10 @@ bench: $(STAMP)
 # What capturing changes costs an application.
 bench-capture: $(STAMP)
 	$(BIN)/python bench/capture.py $(BENCH)
+
+# What could be done otherwise, measured.
+bench-levers: $(STAMP)
+	$(BIN)/python bench/levers.py $(BENCH)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
