@@ -54,6 +54,21 @@ def table(figures: Table, block_bytes: int) -> TableBloat:
     )
 
 
+def unreckoned(figures: Table, why: str) -> TableBloat:
+    """Nothing but the sizes."""
+    toast = None if figures.toast is None else _toast_relation(figures, figures.toast.size_is_present)
+    return TableBloat(
+        oid=figures.oid,
+        schema=figures.schema,
+        name=figures.name,
+        heap=_relation("heap", figures.name, figures.bytes, figures.size_is_present).noting(why),
+        toast=toast,
+        indexes=tuple(_relation("index", one.name, one.bytes, one.size_is_present) for one in figures.indexes),
+        root=figures.root,
+        family=figures.family,
+    )
+
+
 # ---- heap
 
 
@@ -135,13 +150,17 @@ def toast(figures: Table, block_bytes: int) -> RelationBloat:
     if part.chunks is None:
         return found.noting("no statistics of the TOAST table: VACUUM makes them")
     dead_chunks = part.dead_chunks or 0.0
+    if part.chunks < 1:
+        if figures.rows is None or figures.rows >= 1:
+            # Rows with short values only, or a counter that has lost some: which of both it is, it does not tell.
+            return found.noting("no live values are counted in the TOAST table, but rows in the table: VACUUM counts anew")
+        return _filled(found, Method.ESTIMATE, _with_index(Needed(0, 0), 0.0, block_bytes), None, 100)
     needed = estimate.toast(part.chunks, _toasted_values(figures), None, block_bytes)
-    if part.chunks > 0:
-        # All of them lie in the file: they cannot be wider than that allows.
-        room = part.bytes * part.chunks / (part.chunks + dead_chunks)
-        if needed.bytes > room:
-            needed = Needed(int(room), min(needed.content_bytes, int(room)))
-    dead = int(dead_chunks * needed.content_bytes / part.chunks) if part.chunks else None
+    # All of them lie in the file: they cannot be wider than that allows.
+    room = part.bytes * part.chunks / (part.chunks + dead_chunks)
+    if needed.bytes > room:
+        needed = Needed(int(room), min(needed.content_bytes, int(room)))
+    dead = int(dead_chunks * needed.content_bytes / part.chunks)
     return _filled(found, Method.ESTIMATE, _with_index(needed, part.chunks, block_bytes), dead, 100)
 
 
@@ -168,8 +187,7 @@ def _of_chunks(values: float, chunks: float, data_bytes: float, block_bytes: int
     # Were there more values, their last chunks would hold less than nothing.
     values = max(values, chunks - data_bytes / most, 1.0)
     last = (data_bytes - (chunks - values) * most) / values
-    needed = estimate.toast(chunks, values, last, block_bytes) if chunks >= 1 else Needed(0, 0)
-    return _with_index(needed, chunks, block_bytes)
+    return _with_index(estimate.toast(chunks, values, last, block_bytes), chunks, block_bytes)
 
 
 def _toast_relation(figures: Table, present: bool) -> RelationBloat:

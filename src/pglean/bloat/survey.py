@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+
+import psycopg
 
 from pglean import selection
 from pglean.bloat import measure, reckoning, sample, statistics
 from pglean.bloat.figures import Table
 from pglean.bloat.finding import Bloat, Method, RelationBloat, TableBloat, summed
-from pglean.errors import Finding, Refused, UsageError
+from pglean.errors import Finding, PgleanError, Refused, UsageError
 from pglean.selection import Selection
 from pglean.server import Connection, Server
 
@@ -80,7 +83,9 @@ def look(server: Server, conn: Connection, request: Request, on_table: Callback)
             ],
         )
     found = figures_of(server, conn, request)
-    tables = {figures.oid: reckoning.table(figures, block_bytes) for figures in found}
+    tables = {
+        figures.oid: _reckoned(figures, partial(reckoning.table, figures, block_bytes)) for figures in found
+    }
     large = [figures for figures in found if tables[figures.oid].bytes >= request.min_bytes]
     chosen = large
     if request.method == AUTO:
@@ -90,7 +95,7 @@ def look(server: Server, conn: Connection, request: Request, on_table: Callback)
     for number, figures in enumerate(chosen, 1):
         on_table(f"{tables[figures.oid].qualified_name} ({number} of {len(chosen)})")
         closer = _Closer(server, conn, request, figures, tables[figures.oid])
-        tables[figures.oid] = closer.sampled() if missing is not None else closer.measured()
+        tables[figures.oid] = _reckoned(figures, closer.sampled if missing is not None else closer.measured)
     kept: Sequence[TableBloat] = [tables[figures.oid] for figures in found]
     kept = kept if request.partitions else summed(kept)
     kept = [
@@ -100,6 +105,16 @@ def look(server: Server, conn: Connection, request: Request, on_table: Callback)
     ]
     ordered = sorted(kept, key=lambda t: (t.bloat is None, -t.gain_bytes, -t.bytes, t.schema, t.name))
     return Bloat(tuple(ordered[: request.top]), len(found), _warnings(request, missing))
+
+
+def _reckoned(figures: Table, look_at: Callable[[], TableBloat]) -> TableBloat:
+    """What is told of a table: of one whose figures make no sense that, so that all others are told of."""
+    try:
+        return look_at()
+    except (PgleanError, psycopg.Error):
+        raise
+    except Exception as error:
+        return reckoning.unreckoned(figures, f"could not be reckoned: {type(error).__name__}: {error}")
 
 
 def figures_of(server: Server, conn: Connection, request: Request) -> list[Table]:
@@ -177,7 +192,7 @@ class _Closer:
         else:
             heap = reckoning.measured_heap(figures, outcome, self._block_bytes)
             figures = replace(figures, rows=outcome.items)
-        if toast is not None and toast.live_bytes == 0 and toast.known:
+        if toast is not None and figures.toast is not None and figures.toast.bytes == 0:
             toast = replace(toast, method=heap.method)
         elif toast is not None and figures.toast is not None:
             outcome = self._read(figures.toast.oid, figures.toast.bytes)
