@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import LiteralString
 
 import pytest
+from psycopg import sql
 
 import pglean
+from pglean.advice.advice import ActionKind
 from pglean.bloat.finding import TableBloat
 from tests.servers import Database
 from tests.support.oracle import until
@@ -49,7 +51,7 @@ def test_an_emptied_table_with_long_values(letters: Database) -> None:
     toast = found["letters"].toast
     assert toast is not None
     assert not toast.known
-    assert toast.notes == ("no live values are counted in the TOAST table, but rows in the table: VACUUM counts anew",)
+    assert toast.notes == ("no live value is counted in the TOAST table, but rows of the table: VACUUM counts",)
     ended(letters, "ANALYZE letters")
     toast = bloat(letters)["letters"].toast
     assert toast is not None
@@ -68,3 +70,90 @@ def test_figures_that_make_no_sense(letters: Database) -> None:
     assert odd.bytes > 500 * 3200
     assert odd.gain_bytes == 0
     assert odd.notes[0].startswith("could not be reckoned: ")
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("size", [3200, 3900, 8100])
+def test_values_of_equal_length(db: Database, size: int) -> None:
+    """A table just written is not bloated, however full its last chunks are."""
+    ended(
+        db,
+        "CREATE TABLE letters (id int PRIMARY KEY, body text) WITH (autovacuum_enabled = off)",
+        "ALTER TABLE letters ALTER body SET STORAGE EXTERNAL",
+    )
+    db.execute("INSERT INTO letters SELECT g, repeat('x', %s) FROM generate_series(1, 1000) AS g", (size,))
+    db.close()
+    ended(db, "VACUUM (ANALYZE) letters")
+    toast = bloat(db)["letters"].toast
+    assert toast is not None
+    assert toast.bytes > 1000 * size
+    assert toast.gain_bytes < 0.03 * toast.bytes
+
+
+def test_much_was_written_since_analyze(db: Database) -> None:
+    """Nothing of that is bloat; while statistics say nothing of it, neither is it said that it were none."""
+    create = "CREATE TABLE items (id int PRIMARY KEY, n int) WITH (autovacuum_enabled = off); CREATE INDEX ON items (n)"
+    ended(db, create, "INSERT INTO items SELECT g, g FROM generate_series(1, 1000) AS g")
+    ended(db, "ANALYZE items")
+    ended(db, "INSERT INTO items SELECT g, g FROM generate_series(1001, 300000) AS g")
+    items = bloat(db)["items"]
+    assert items.heap.notes == ("no statistics of most rows: 299,000 were written since the last ANALYZE",)
+    assert items.bloat is None
+    key, other = items.indexes
+    assert key.gain_bytes < 0.02 * key.bytes
+    assert not other.known
+    with pglean.connect(db.conninfo) as database:
+        assert [action.kind for action in database.advise(method="estimate").actions] == [ActionKind.ANALYZE]
+    ended(db, "ANALYZE items", "INSERT INTO items SELECT g, g FROM generate_series(300001, 400000) AS g")
+    items = bloat(db)["items"]
+    assert items.heap.notes == ("old statistics: 100,000 rows were written since the last ANALYZE",)
+    assert items.gain_bytes < 0.02 * items.bytes
+    ended(db, "DELETE FROM items WHERE id > 100000 AND id < 140000")
+    with pglean.connect(db.conninfo) as database:
+        assert ActionKind.ANALYZE in [action.kind for action in database.advise(method="estimate").actions]
+
+
+#: As somebody may write 70, and what of it the server takes for something else.
+_SPELLINGS = {"70": 70, "70.0": 70, "7e1": 70, "0x46": 70, "0106": 70, " +69.7": 70, "070": 56, "0x46.8p0": 70}
+
+
+@pytest.mark.newest
+def test_parameters_in_any_spelling(db: Database) -> None:
+    """They are read as the server reads them: how full it makes its pages tells."""
+    for number, spelling in enumerate(_SPELLINGS):
+        name = sql.Identifier(f"t{number}")
+        db.execute(
+            sql.SQL("CREATE TABLE {} (id int PRIMARY KEY WITH (fillfactor = {})) WITH (fillfactor = {})").format(
+                name, sql.Literal(spelling), sql.Literal(spelling)
+            )
+        )
+        db.execute(sql.SQL("INSERT INTO {} SELECT generate_series(1, 20000)").format(name))
+        db.execute(sql.SQL("REINDEX TABLE {}").format(name))
+    db.execute("ALTER TABLE t0 SET (autovacuum_freeze_max_age = '200000000.0', autovacuum_vacuum_threshold = '0x32')")
+    db.execute("ALTER TABLE t0 SET (autovacuum_vacuum_scale_factor = '2e-1', autovacuum_enabled = 'of')")
+    db.execute("CREATE INDEX alike ON t0 ((id % 2)) WITH (deduplicate_items = 'OF')")
+    db.execute("VACUUM ANALYZE")
+    found = bloat(db)
+    for number, read in enumerate(_SPELLINGS.values()):
+        table = found[f"t{number}"]
+        assert table.heap.after_bytes == table.heap.bytes, number
+        assert abs(table.indexes[0].gain_bytes) <= 8192, number
+        assert (read == 70) == (table.heap.bytes == found["t0"].heap.bytes)
+    assert found["t0"].indexes[1].gain_bytes <= 8192
+    with pglean.connect(db.conninfo) as database:
+        assert database.advise(min_gain_bytes=0).looked_at == len(_SPELLINGS)
+        assert database.plan("t2").warnings == database.plan("t1").warnings
+        database.repack("t4")
+    assert bloat(db)["t4"].heap.bytes == found["t4"].heap.bytes
+
+
+def test_sizes_of_what_is_locked(letters: Database) -> None:
+    """They are old, be they so small that the table is left out: that is told."""
+    ended(letters, "CREATE TABLE new AS SELECT 1 AS n")
+    with letters.connect(autocommit=False) as session, pglean.connect(letters.conninfo) as database:
+        session.execute("LOCK TABLE new, letters")
+        found = database.bloat(min_bytes=1 << 30)
+        assert found.tables == ()
+        assert [warning.message for warning in found.warnings if warning.code == "locked"] == [
+            "locked by somebody: public.letters, public.new; sizes are those of the last VACUUM or ANALYZE"
+        ]

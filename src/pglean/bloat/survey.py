@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from pglean.bloat.finding import Bloat, Method, RelationBloat, TableBloat, summe
 from pglean.errors import Finding, PgleanError, Refused, UsageError
 from pglean.selection import Selection
 from pglean.server import Connection, Server
+from pglean.table import quote_name
 
 #: How tables are looked at where nothing is asked for.
 AUTO = "auto"
@@ -22,6 +23,8 @@ AUTO = "auto"
 _CANDIDATE_BYTES, _CANDIDATE_SHARE, _CANDIDATES = 8 << 20, 0.1, 50
 #: pgstatindex reads all of an index: up to here that is cheap.
 _CHEAP_INDEX_BYTES = 256 << 20
+#: So many tables are named in a warning.
+_TOLD = 5
 
 MAX_SCAN_BYTES = 10 << 30
 
@@ -83,9 +86,7 @@ def look(server: Server, conn: Connection, request: Request, on_table: Callback)
             ],
         )
     found = figures_of(server, conn, request)
-    tables = {
-        figures.oid: _reckoned(figures, partial(reckoning.table, figures, block_bytes)) for figures in found
-    }
+    tables = {figures.oid: _reckoned(figures, partial(reckoning.table, figures, block_bytes)) for figures in found}
     large = [figures for figures in found if tables[figures.oid].bytes >= request.min_bytes]
     chosen = large
     if request.method == AUTO:
@@ -104,7 +105,7 @@ def look(server: Server, conn: Connection, request: Request, on_table: Callback)
         if table.bytes >= request.min_bytes and (request.min_bloat == 0 or (table.bloat or 0) >= request.min_bloat)
     ]
     ordered = sorted(kept, key=lambda t: (t.bloat is None, -t.gain_bytes, -t.bytes, t.schema, t.name))
-    return Bloat(tuple(ordered[: request.top]), len(found), _warnings(request, missing))
+    return Bloat(tuple(ordered[: request.top]), len(found), (*_warnings(request, missing), *_locked(found)))
 
 
 def _reckoned(figures: Table, look_at: Callable[[], TableBloat]) -> TableBloat:
@@ -165,6 +166,24 @@ def _warnings(request: Request, missing: str | None) -> tuple[Finding, ...]:
     )
 
 
+def _locked(found: Sequence[Table]) -> Iterator[Finding]:
+    """Those of which the present size is not known, be they so small that they are left out."""
+    names = [
+        f"{quote_name(table.schema)}.{quote_name(table.name)}"
+        for table in found
+        if not all(part.size_is_present for part in (table, table.toast or table, *table.indexes))
+    ]
+    if names:
+        told = ", ".join(names[:_TOLD]) + (f" and {len(names) - _TOLD:,} more" if len(names) > _TOLD else "")
+        yield Finding(
+            "locked",
+            f"locked by somebody: {told}; sizes are those of the last VACUUM or ANALYZE",
+            None,
+            "Look again when the lock is gone.",
+            fatal=False,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Closer:
     """A closer look at one table; what cannot be looked at stays as the statistics say, which is said."""
@@ -191,7 +210,7 @@ class _Closer:
             heap = heap.noting(f"not measured: {outcome}") if outcome else heap
         else:
             heap = reckoning.measured_heap(figures, outcome, self._block_bytes)
-            figures = replace(figures, rows=outcome.items)
+            figures = replace(figures, rows=outcome.items, counted_rows=None)
         if toast is not None and figures.toast is not None and figures.toast.bytes == 0:
             toast = replace(toast, method=heap.method)
         elif toast is not None and figures.toast is not None:
@@ -200,9 +219,8 @@ class _Closer:
                 toast = toast.noting(f"TOAST table not measured: {outcome}")
             else:
                 toast = reckoning.measured_toast(figures, outcome, self._block_bytes)
-        indexes = tuple(
-            self._index(number, estimated, figures.rows) for number, estimated in enumerate(self.estimated.indexes)
-        )
+        rows = figures.present_rows
+        indexes = tuple(self._index(number, index, rows) for number, index in enumerate(self.estimated.indexes))
         return replace(self.estimated, heap=heap, toast=toast, indexes=indexes)
 
     def _read(self, oid: int, size: int) -> measure.Outcome:
