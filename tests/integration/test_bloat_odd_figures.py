@@ -104,13 +104,11 @@ def test_much_was_written_since_analyze(db: Database) -> None:
     assert not other.known
     with pglean.connect(db.conninfo) as database:
         assert [action.kind for action in database.advise(method="estimate").actions] == [ActionKind.ANALYZE]
-    ended(db, "ANALYZE items", "INSERT INTO items SELECT g, g FROM generate_series(300001, 400000) AS g")
+    ended(db, "ANALYZE items")
+    ended(db, "INSERT INTO items SELECT g, g FROM generate_series(300001, 400000) AS g")
     items = bloat(db)["items"]
     assert items.heap.notes == ("old statistics: 100,000 rows were written since the last ANALYZE",)
     assert items.gain_bytes < 0.02 * items.bytes
-    ended(db, "DELETE FROM items WHERE id > 100000 AND id < 140000")
-    with pglean.connect(db.conninfo) as database:
-        assert ActionKind.ANALYZE in [action.kind for action in database.advise(method="estimate").actions]
 
 
 #: As somebody may write 70, and what of it the server takes for something else.

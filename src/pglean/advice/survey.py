@@ -24,7 +24,7 @@ MIN_GAIN_BYTES = 8 << 20
 _OPEN_S = 60.0
 
 #: Notes of a heap of which ANALYZE would tell more; until it has, these are not advised.
-_MISSING = ("no statistics: ", "no statistics of ", "old statistics: ")
+_MISSING = ("no statistics: ", "no statistics of ")
 _BY_STATISTICS = (ActionKind.REPACK, ActionKind.REPACK_ORDER, ActionKind.REINDEX, ActionKind.DROP_INDEX)
 
 _RULES: tuple[Callable[[Case], Iterator[Action]], ...] = (
@@ -200,7 +200,7 @@ def _of_table(case: Case, vacuums: Sequence[Vacuum], holders: Sequence[Holder]) 
         yield Action(
             ActionKind.ANALYZE,
             case.name,
-            f"{'too little' if heap.known else 'nothing'} is known of its {bytes_text(case.bloat.bytes)}: {missing[0]}",
+            f"nothing is known of its {bytes_text(case.bloat.bytes)}: {missing[0]}",
             f"ANALYZE {case.name};",
             cost.of_analyze(heap.bytes, case.settings.block_bytes),
             "then pglean advise can tell",

@@ -143,8 +143,9 @@ class Table:
 
     @property
     def outdated(self) -> bool:
-        """Whether that may be so much that statistics say nothing of most rows."""
-        return self.changed_rows > max(_OUTDATED * (self.present_rows or 0.0), _FEW_ROWS)
+        """Whether so many rows have come in that statistics say nothing of most."""
+        present = self.present_rows or 0.0
+        return present - (self.rows or 0.0) > max(_OUTDATED * present, _FEW_ROWS)
 
     @property
     def unknown_columns(self) -> list[str]:

@@ -27,7 +27,12 @@ SELECT c.oid, n.nspname, c.relname, r.rolname, r.rolsuper, root.name,
        c.reloptions,
        nullif(c.reltuples, -1)::float8,
        CASE WHEN counted.heap THEN pg_stat_get_dead_tuples(c.oid)::float8 END,
-       pg_stat_get_mod_since_analyze(c.oid)::float8, CASE WHEN counted.heap THEN pg_stat_get_live_tuples(c.oid)::float8 END,
+       pg_stat_get_mod_since_analyze(c.oid)::float8, -- What a session writes before its own ANALYZE is added once more to the live rows when it ends: so no more than what
+       -- was inserted and not deleted, or as the file has grown since rows were counted.
+       CASE WHEN counted.heap
+            THEN least(pg_stat_get_live_tuples(c.oid),
+                       greatest(pg_stat_get_tuples_inserted(c.oid) - pg_stat_get_tuples_deleted(c.oid),
+                                c.reltuples * pg_size.heap / block.bytes / nullif(c.relpages, 0)))::float8 END,
        has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid),
        pg_size.heap IS NOT NULL,
        t.oid, coalesce(pg_size.toast, t.relpages * block.bytes), coalesce(pg_size.toast_index, ti.relpages * block.bytes),
