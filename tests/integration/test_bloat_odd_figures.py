@@ -46,6 +46,8 @@ def letters(db: Database) -> Database:
 def test_an_emptied_table_with_long_values(letters: Database) -> None:
     """Its counters say that no chunk lives; the file is as large as ever."""
     ended(letters, "DELETE FROM letters")
+    counted = "SELECT pg_stat_get_live_tuples(reltoastrelid) = 0 FROM pg_class WHERE relname = 'letters'"
+    until(lambda: letters.scalar(counted), "that is counted")
     found = bloat(letters)
     assert found["beside"].heap.known
     toast = found["letters"].toast
