@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from psycopg import sql
 
+from pglean.foreign import rows
 from pglean.server import Connection, scalar
 from pglean.sql import query
 from pglean.table import quote_name
@@ -115,7 +116,7 @@ def holders(conn: Connection) -> list[Holder]:
     lost_count = conn.info.server_version < _INVALID_SLOTS_LET_GO
     found = [
         Holder(Holding(kind), *others)
-        for kind, *others, lost in conn.execute(query("horizon.holders"))
+        for kind, *others, lost in rows(conn, query("horizon.holders"))
         if lost_count or not lost
     ]
     return sorted(found, key=lambda holder: (holder.catalogs_only, -holder.age_transactions, -(holder.open_s or 0)))

@@ -20,6 +20,7 @@ from psycopg import errors as pg
 
 from pglean.catalog import resolve
 from pglean.errors import UsageError
+from pglean.parameters import integer, parameters
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
 from pglean.table import quote_name
@@ -285,7 +286,10 @@ def _weigh(server: Server, conn: Connection, oids: Iterable[int]) -> dict[int, t
     wanted = list(oids)
     # An ordinary role may not look at the statistics.
     live = (
-        {oid: int(needed) for oid, needed in conn.execute(query("selection.live_bytes"), {"oids": wanted})}
+        {
+            oid: int(needed * 100 / integer(parameters(options), "fillfactor", 100))
+            for oid, options, needed in conn.execute(query("selection.live_bytes"), {"oids": wanted})
+        }
         if server.capabilities.is_superuser
         else {}
     )

@@ -149,6 +149,28 @@ def test_a_map(stage: Stage, run: Run) -> None:
     assert run("bloat", "--map", "--json")[0] == 2
 
 
+def test_control_characters_in_names(stage: Stage, run: Run) -> None:
+    """They do not reach the terminal."""
+    name = '"evil\x1b[2J\x07"'
+    stage.db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+    stage.db.execute(f'ALTER TABLE {name} RENAME CONSTRAINT "evil\x1b[2J\x07_pkey" TO "key\x1b[31m"')
+    stage.db.execute(f"INSERT INTO {name} SELECT generate_series(1, 1000)")
+    try:
+        for arguments in (
+            ("bloat", "--relations"),
+            ("bloat", "--map"),
+            ("advise",),
+            ("check",),
+            ("repack", "--dry-run"),
+        ):
+            status, out, err = run(*arguments, "-t", name)
+            assert status in (0, 3), err
+            assert "evil" in out, arguments
+            assert not {"\x1b", "\x07"} & set(out + err), arguments
+    finally:
+        stage.db.execute(f"DROP TABLE {name}")
+
+
 class _Page(HTMLParser):
     """What a page consists of, and what it would fetch."""
 

@@ -18,6 +18,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "pglean"
 ORDER = [
     "errors",
     "table",
+    "parameters",
     "options",
     "version",
     "result",
@@ -26,6 +27,7 @@ ORDER = [
     "sql.*",
     "pausepoint",
     "server",
+    "foreign",
     "catalog",
     "selection",
     "claim",
@@ -86,6 +88,7 @@ ORDER = [
 PURE = [
     "errors",
     "table",
+    "parameters",
     "options",
     "result",
     "bloat.figures",

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pglean.bloat.finding import Method, TableBloat
+from pglean.parameters import boolean, real
 
-_OFF = frozenset({"off", "false", "no", "0", "f", "n", "of", "fa", "fal", "fals"})
 #: Up to this version a dead row takes six bytes of VACUUM's memory, of which it uses 1 GB at most.
 LAST_WITH_ARRAY, DEAD_ROW_BYTES, MOST_MEMORY_BYTES = 169999, 6, 1 << 30
 
@@ -180,7 +180,7 @@ class Case:
     @property
     def switched_off(self) -> bool:
         """Whether that was switched off for this table."""
-        return self.activity.options.get("autovacuum_enabled", "on").lower() in _OFF
+        return not boolean(self.activity.options, "autovacuum_enabled", default=True)
 
     @property
     def scale_factor(self) -> float:
@@ -200,7 +200,7 @@ class Case:
         return min(reached, most) if most >= 0 else reached
 
     def _option(self, name: str, default: float) -> float:
-        given = float(self.activity.options.get(name, -1))
+        given = real(self.activity.options, name, -1.0)
         return given if given >= 0 else default
 
     @property

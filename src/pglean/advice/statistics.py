@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pglean import foreign
 from pglean.advice.advice import Age
 from pglean.advice.figures import DEAD_ROW_BYTES, Activity, IndexUse, Settings, Vacuum
 from pglean.bloat.finding import TableBloat
+from pglean.parameters import integer, parameters
 from pglean.server import Connection, Server
 from pglean.sql import query
 from pglean.table import quote_name
@@ -20,6 +22,8 @@ _FEW = 1000
 _COUNTS_MOVED = 160000
 #: From this share of its limit on an age is told.
 _NEAR = 0.8
+#: Storage parameters by which a table has a lower one of its own.
+_LIMITS = {"transactions": "autovacuum_freeze_max_age", "multixacts": "autovacuum_multixact_freeze_max_age"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ def _activity(
     *,
     moved: int | None,
 ) -> Activity:
+    given = parameters(options)
     return Activity(
         oid=oid,
         kind=kind,
@@ -92,16 +97,11 @@ def _activity(
         fetched_by_index=fetched,
         scans=scans,
         visible_share=min(visible, 1.0),
-        fillfactor=int(_options(options).get("fillfactor", 100)),
-        options=_options(options),
+        fillfactor=integer(given, "fillfactor", 100),
+        options=given,
         vacuumed=vacuumed,
         autovacuumed=autovacuumed,
     )
-
-
-def _options(given: list[str] | None) -> dict[str, str]:
-    pairs = (option.partition("=") for option in given or ())
-    return {name: value for name, _, value in pairs}
 
 
 def _index(
@@ -152,20 +152,23 @@ def ages(conn: Connection, oids: list[int] | None, vacuums: Sequence[Vacuum]) ->
     """Of these tables, or of all and of other databases: the ages that are near their limit, the nearest first."""
     running = {vacuum.oid for vacuum in vacuums}
     found = []
-    for oid, schema, name, toast, of, age, limit, failsafe, size in conn.execute(
+    for oid, schema, name, toast, of, age, options, setting, failsafe, size in conn.execute(
         query("advice.ages"), {"oids": oids, "share": _NEAR}
     ):
+        limit = min(integer(parameters(options), _LIMITS[of], setting), setting)
+        if age < _NEAR * limit:
+            continue
         qualified = f"{quote_name(schema)}.{quote_name(name)}"
         found.append(Age(qualified, oid, toast, of, age, limit, failsafe, size, oid in running))
     if oids is None:
-        for name, of, age, limit, failsafe in conn.execute(query("advice.databases")):
+        for name, of, age, limit, failsafe in foreign.rows(conn, query("advice.databases")):
             found.append(Age(f"database {quote_name(name)}", None, False, of, age, limit, failsafe, 0))
     return tuple(sorted(found, key=lambda age: -age.share))
 
 
 def vacuums(conn: Connection, block_bytes: int) -> tuple[Vacuum, ...]:
     """Those that are running, of all databases. Takes no lock."""
-    return tuple(_vacuum(block_bytes, *row) for row in conn.execute(query("advice.vacuums")))
+    return tuple(_vacuum(block_bytes, *row) for row in foreign.rows(conn, query("advice.vacuums")))
 
 
 def _vacuum(

@@ -23,6 +23,10 @@ MIN_GAIN_BYTES = 8 << 20
 #: What a VACUUM might not remove is told of transactions that have been open for so long.
 _OPEN_S = 60.0
 
+#: Notes of a heap of which ANALYZE would tell more; until it has, these are not advised.
+_MISSING = ("no statistics: ", "no statistics of ")
+_BY_STATISTICS = (ActionKind.REPACK, ActionKind.REPACK_ORDER, ActionKind.REINDEX, ActionKind.DROP_INDEX)
+
 _RULES: tuple[Callable[[Case], Iterator[Action]], ...] = (
     vacuuming.vacuum,
     vacuuming.memory,
@@ -186,12 +190,13 @@ def _of_table(case: Case, vacuums: Sequence[Vacuum], holders: Sequence[Holder]) 
     for running in vacuums:
         if running.oid == case.bloat.oid:
             yield from vacuuming.seen(case, running)
+    heap = case.bloat.heap
+    missing = [note for note in heap.notes if note.startswith(_MISSING)]
     for rule in _RULES:
         for action in rule(case):
-            yield _noting(action, holders) if action.kind is ActionKind.VACUUM else action
-    heap = case.bloat.heap
-    missing = [note for note in heap.notes if note.startswith(("no statistics: ", "no statistics of "))]
-    if missing and not heap.known and case.bloat.bytes >= case.min_gain_bytes:
+            if not (missing and action.kind in _BY_STATISTICS):
+                yield _noting(action, holders) if action.kind is ActionKind.VACUUM else action
+    if missing and case.bloat.bytes >= case.min_gain_bytes:
         yield Action(
             ActionKind.ANALYZE,
             case.name,

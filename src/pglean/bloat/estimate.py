@@ -192,6 +192,8 @@ def toast(chunks: float, values: float, last_bytes: float | None, block_bytes: i
 
     `last_bytes` is what the last chunk of a value holds in the mean; None where that is not known.
     """
+    if chunks < 1:
+        return Needed(0, 0)
     most = chunk_bytes(block_bytes)
     values = min(max(values, 1.0), chunks)
     last = min(max(most / 2 if last_bytes is None else last_bytes, 1.0), most)

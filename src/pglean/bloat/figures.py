@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+#: From so many rows on, and such a share of all, that were written since, statistics are old, or say nothing any more.
+_FEW_ROWS, _STALE, _OUTDATED = 1000, 0.2, 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -47,10 +50,14 @@ class Btree:
     n_distinct: float | None = None
     #: Rows of the table that ANALYZE looks at.
     sampled_rows: float = math.inf
+    #: Whether the statistics say nothing of most rows; see `Table.outdated`.
+    outdated: bool = False
 
     @property
     def known(self) -> bool:
         """Whether there are statistics of all that matters."""
+        if self.outdated and (self.deduplicated or any(column.length < 0 for column in self.columns)):
+            return False
         distinct = not self.deduplicated or self.n_distinct is not None
         return all(column.known and (distinct or column.n_distinct is not None) for column in self.columns)
 
@@ -119,6 +126,26 @@ class Table:
     toast: Toast | None
     indexes: tuple[Index, ...]
     size_is_present: bool = True
+    #: Live rows by the counters, which inserts add to; None where these say nothing.
+    counted_rows: float | None = None
+
+    @property
+    def present_rows(self) -> float | None:
+        """`rows`, with what may have come in since these were counted, where much was written."""
+        if self.rows is None or self.counted_rows is None or self.changed_rows <= _STALE * self.rows:
+            return self.rows
+        return max(self.rows, self.counted_rows)
+
+    @property
+    def stale(self) -> bool:
+        """Whether much was written since the last ANALYZE."""
+        return self.changed_rows > max(_STALE * (self.present_rows or 0.0), _FEW_ROWS)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether so many rows have come in that statistics say nothing of most."""
+        present = self.present_rows or 0.0
+        return present - (self.rows or 0.0) > max(_OUTDATED * present, _FEW_ROWS)
 
     @property
     def unknown_columns(self) -> list[str]:

@@ -15,13 +15,13 @@ from pglean.bloat.finding import Method, RelationBloat, TableBloat
 _LOCKED_SIZE = "locked by somebody: its size is that of the last VACUUM or ANALYZE"
 _LINE_POINTER = 4
 _PAGE_HEADER = 24
-#: From so many rows on, and such a share of all, that were written since, statistics are old.
-_FEW_ROWS, _STALE = 1000, 0.2
 #: Up to so many entries for each that is to be expected equal keys are put together; unless there is so much more of
 #: them that many must be of dead rows.
 _TOGETHER, _MUCH_MORE = 1.1, 1.25
 #: Bytes of a pointer to a value in the TOAST table.
 _POINTER_BYTES = 18
+#: So near to a whole number is the mean number of chunks of values that are equally long.
+_ALIKE = 0.02
 #: What values of a column that are not in the TOAST table may take in the mean, where others are.
 _INLINE_BYTES = 1200
 
@@ -48,7 +48,22 @@ def table(figures: Table, block_bytes: int) -> TableBloat:
         name=figures.name,
         heap=heap(figures, block_bytes, Method.ESTIMATE),
         toast=None if figures.toast is None else toast(figures, block_bytes),
-        indexes=tuple(index(one, figures.rows, block_bytes, Method.ESTIMATE) for one in figures.indexes),
+        indexes=tuple(index(one, figures.present_rows, block_bytes, Method.ESTIMATE) for one in figures.indexes),
+        root=figures.root,
+        family=figures.family,
+    )
+
+
+def unreckoned(figures: Table, why: str) -> TableBloat:
+    """Nothing but the sizes."""
+    toast = None if figures.toast is None else _toast_relation(figures, figures.toast.size_is_present)
+    return TableBloat(
+        oid=figures.oid,
+        schema=figures.schema,
+        name=figures.name,
+        heap=_relation("heap", figures.name, figures.bytes, figures.size_is_present).noting(why),
+        toast=toast,
+        indexes=tuple(_relation("index", one.name, one.bytes, one.size_is_present) for one in figures.indexes),
         root=figures.root,
         family=figures.family,
     )
@@ -63,8 +78,8 @@ def heap(figures: Table, block_bytes: int, method: Method) -> RelationBloat:
     if (why := _unknown(figures)) is not None:
         return found.noting(why)
     width = estimate.row_width(figures.columns, figures.width)
-    rows = figures.rows or 0.0
-    if method is Method.ESTIMATE and figures.changed_rows > max(_STALE * rows, _FEW_ROWS):
+    rows = figures.present_rows or 0.0
+    if method is Method.ESTIMATE and figures.stale:
         found = found.noting(f"old statistics: {figures.changed_rows:,.0f} rows were written since the last ANALYZE")
     needed = estimate.heap(rows, width, figures.fillfactor, block_bytes)
     dead = None if figures.dead_rows is None else int(figures.dead_rows * (width.mean_bytes + _LINE_POINTER))
@@ -111,13 +126,14 @@ def _unknown(figures: Table) -> str | None:
         return "its access method is not heap: only its size is known"
     if figures.rows is None:
         return "no statistics: neither VACUUM nor ANALYZE has counted its rows"
+    if figures.outdated:
+        return f"no statistics of most rows: {figures.changed_rows:,.0f} were written since the last ANALYZE"
     missing = figures.unknown_columns
-    if figures.rows == 0 or not missing:
+    if figures.present_rows == 0 or not missing:
         return None
-    if not figures.readable:
-        return "no statistics to be seen: the role may not read the table"
-    if figures.row_security:
-        return "no statistics to be seen: row security is in the way"
+    if not figures.readable or figures.row_security:
+        why = "row security is in the way" if figures.readable else "the role may not read the table"
+        return f"no statistics to be seen: {why}"
     names = ", ".join(missing[:3]) + (" and others" if len(missing) > 3 else "")
     return f"no statistics of column{'s' if len(missing) > 1 else ''} {names}: ANALYZE makes them"
 
@@ -134,14 +150,27 @@ def toast(figures: Table, block_bytes: int) -> RelationBloat:
         return _filled(found, Method.ESTIMATE, _with_index(Needed(0, 0), 0.0, block_bytes), 0, 100)
     if part.chunks is None:
         return found.noting("no statistics of the TOAST table: VACUUM makes them")
+    if figures.outdated and (why := _unknown(figures)) is not None:
+        return found.noting(why)
     dead_chunks = part.dead_chunks or 0.0
-    needed = estimate.toast(part.chunks, _toasted_values(figures), None, block_bytes)
-    if part.chunks > 0:
-        # All of them lie in the file: they cannot be wider than that allows.
-        room = part.bytes * part.chunks / (part.chunks + dead_chunks)
-        if needed.bytes > room:
-            needed = Needed(int(room), min(needed.content_bytes, int(room)))
-    dead = int(dead_chunks * needed.content_bytes / part.chunks) if part.chunks else None
+    if part.chunks < 1:
+        if figures.rows is None or figures.rows >= 1:
+            # Rows with short values only, or a counter that has lost some: which of both it is, it does not tell.
+            return found.noting("no live value is counted in the TOAST table, but rows of the table: VACUUM counts")
+        return _filled(found, Method.ESTIMATE, _with_index(Needed(0, 0), 0.0, block_bytes), None, 100)
+    values = _toasted_values(figures)
+    last = None
+    if abs(part.chunks / max(values, 1.0) - max(round(part.chunks / max(values, 1.0)), 1)) < _ALIKE:
+        # As many chunks of each: they are equally long, and so are their last chunks, but how long these are is not
+        # known. They count as full, so that a table just written is not told to be bloated.
+        last = float(estimate.chunk_bytes(block_bytes))
+        found = found.noting("long values seem to be equally long: they count as long as their chunks can be")
+    needed = estimate.toast(part.chunks, values, last, block_bytes)
+    # All of them lie in the file: they cannot be wider than that allows.
+    room = part.bytes * part.chunks / (part.chunks + dead_chunks)
+    if needed.bytes > room:
+        needed = Needed(int(room), min(needed.content_bytes, int(room)))
+    dead = int(dead_chunks * needed.content_bytes / part.chunks)
     return _filled(found, Method.ESTIMATE, _with_index(needed, part.chunks, block_bytes), dead, 100)
 
 
@@ -168,8 +197,7 @@ def _of_chunks(values: float, chunks: float, data_bytes: float, block_bytes: int
     # Were there more values, their last chunks would hold less than nothing.
     values = max(values, chunks - data_bytes / most, 1.0)
     last = (data_bytes - (chunks - values) * most) / values
-    needed = estimate.toast(chunks, values, last, block_bytes) if chunks >= 1 else Needed(0, 0)
-    return _with_index(needed, chunks, block_bytes)
+    return _with_index(estimate.toast(chunks, values, last, block_bytes), chunks, block_bytes)
 
 
 def _toast_relation(figures: Table, present: bool) -> RelationBloat:
@@ -184,7 +212,7 @@ def _with_index(needed: Needed, chunks: float, block_bytes: int) -> Needed:
 
 def _toasted_values(figures: Table) -> float:
     """How many values are in the TOAST table: those of columns that are as wide as a pointer, or of the widest one."""
-    rows = figures.rows or 0.0
+    rows = figures.present_rows or 0.0
     variable = [column for column in figures.columns if column.length == -1 and column.packed and column.known]
     pointers = [c for c in variable if abs((c.mean_bytes or 0.0) - _POINTER_BYTES) < 0.5]
     if pointers:
@@ -215,7 +243,7 @@ def index(
     if content is not None:
         return _measured_index(found, figures, btree, entries, content, block_bytes)
     if not btree.known:
-        return found.noting("no statistics of its columns")
+        return found.noting(f"{'old' if btree.outdated else 'no'} statistics of its columns")
     needed = estimate.btree(entries, btree, estimate.key_width(btree), figures.fillfactor, block_bytes)
     return _filled(found, method, needed, None, figures.fillfactor)
 

@@ -225,7 +225,7 @@ def _sampled(figures: Table, sums: _Sums, share: float, block_bytes: int) -> Sam
         for column, (values, size, _, _, _, shortest, longest) in zip(figures.columns, sums.columns, strict=True)
     )
     # Dead rows are not to be seen.
-    figures = replace(figures, rows=sums.rows / share, dead_rows=None, columns=columns)
+    figures = replace(figures, rows=sums.rows / share, dead_rows=None, changed_rows=0.0, columns=columns)
     heap = reckoning.heap(figures, block_bytes, Method.SAMPLE)
     # Without a row in the sample there may yet be some in the table: so many blocks could have been missed.
     relative = _BOUND * math.sqrt((1 - share) * sums.bytes_squared) / sums.bytes if sums.bytes else 0.0

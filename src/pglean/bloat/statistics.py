@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import errors as pg
 from psycopg.rows import TupleRow
 
+from pglean import foreign
 from pglean.bloat.figures import Btree, Column, Index, Table, Toast
 from pglean.errors import LockNotObtained
+from pglean.parameters import boolean, integer, parameters
 from pglean.server import Connection, Server, transaction
 from pglean.sql import query
 
@@ -56,14 +57,15 @@ class _Shape:
 
 
 def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -> list[Table]:
-    rows = conn.execute(query("bloat.tables"), {"oids": oids, "schemas": schemas}).fetchall()
+    # Of roles, who own tables, each database has its own idea of the encoding.
+    rows = foreign.rows(conn, query("bloat.tables"), {"oids": oids, "schemas": schemas})
     found = [row[0] for row in rows]
     indexes = conn.execute(query("bloat.indexes"), {"oids": found}).fetchall()
     few = len(rows) <= _FEW
-    parameters = {"oids": found, "names": [row[2] for row in rows] + [row[2] for row in indexes] if few else None}
+    asked = {"oids": found, "names": [row[2] for row in rows] + [row[2] for row in indexes] if few else None}
     shapes: dict[int, _Shape] = defaultdict(lambda: _Shape([]))
     for oid, name, length, alignment, packed, absent, reshaped, nulls, width, distinct, sampled in conn.execute(
-        query("bloat.columns"), parameters
+        query("bloat.columns"), asked
     ):
         shape = shapes[oid]
         shape.width += 1
@@ -73,21 +75,28 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
             shape.columns.append(Column(name, length, alignment, packed, nulls, width, n_distinct=distinct))
     keys: dict[int, list[Column]] = defaultdict(list)
     for oid, name, length, alignment, packed, nulls, width, distinct, shares in conn.execute(
-        query("bloat.keys"), parameters
+        query("bloat.keys"), asked
     ):
         common = tuple(shares or ())
         keys[oid].append(
             Column(name, length, alignment, packed, nulls, width, n_distinct=distinct, common_shares=common)
         )
+    tables = [_table(row, shapes[row[0]]) for row in rows]
+    outdated = {table.oid for table in tables if table.outdated}
     by_table: dict[int, list[Index]] = defaultdict(list)
-    for oid, index, name, method, size, present, fillfactor, share, unique, deduplicated, distinct in indexes:
-        sampled = shapes[oid].sampled
-        btree = Btree(tuple(keys[index]), unique, deduplicated, distinct, sampled) if index in keys else None
-        by_table[oid].append(Index(index, name, method, size, fillfactor, share, btree, present))
-    return [_table(row, shapes[row[0]], by_table[row[0]]) for row in rows]
+    for oid, index, name, method, size, present, options, share, unique, alike, distinct in indexes:
+        given = parameters(options)
+        deduplicated = alike and boolean(given, "deduplicate_items", default=True)
+        btree = None
+        if index in keys:
+            sampled = shapes[oid].sampled
+            btree = Btree(tuple(keys[index]), unique, deduplicated, distinct, sampled, oid in outdated)
+        by_table[oid].append(Index(index, name, method, size, integer(given, "fillfactor", 90), share, btree, present))
+    return [replace(table, indexes=tuple(by_table[table.oid])) for table in tables]
 
 
-def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
+def _table(row: TupleRow, shape: _Shape) -> Table:
+    """Without its indexes."""
     (
         oid,
         schema,
@@ -98,10 +107,11 @@ def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
         family,
         is_heap,
         size,
-        fillfactor,
+        options,
         rows,
         dead,
         changed,
+        counted,
         *others,
     ) = row
     readable, row_security, present, toast_oid, toast_size, toast_index_size, *toast_counts = others
@@ -118,16 +128,17 @@ def _table(row: TupleRow, shape: _Shape, indexes: Iterable[Index]) -> Table:
         family=None if family is None else (family[0], family[1]),
         is_heap=bool(is_heap),
         bytes=size,
-        fillfactor=fillfactor,
+        fillfactor=integer(parameters(options), "fillfactor", 100),
         rows=rows,
         dead_rows=dead,
         changed_rows=changed or 0.0,
+        counted_rows=counted,
         readable=readable,
         row_security=row_security,
         columns=tuple(shape.columns),
         width=shape.width,
         reshaped=shape.reshaped,
         toast=toast,
-        indexes=tuple(indexes),
+        indexes=(),
         size_is_present=present,
     )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+
+import psycopg
 
 from pglean import selection
 from pglean.bloat import measure, reckoning, sample, statistics
 from pglean.bloat.figures import Table
 from pglean.bloat.finding import Bloat, Method, RelationBloat, TableBloat, summed
-from pglean.errors import Finding, Refused, UsageError
+from pglean.errors import Finding, PgleanError, Refused, UsageError
 from pglean.selection import Selection
 from pglean.server import Connection, Server
+from pglean.table import quote_name
 
 #: How tables are looked at where nothing is asked for.
 AUTO = "auto"
@@ -19,6 +23,8 @@ AUTO = "auto"
 _CANDIDATE_BYTES, _CANDIDATE_SHARE, _CANDIDATES = 8 << 20, 0.1, 50
 #: pgstatindex reads all of an index: up to here that is cheap.
 _CHEAP_INDEX_BYTES = 256 << 20
+#: So many tables are named in a warning.
+_TOLD = 5
 
 MAX_SCAN_BYTES = 10 << 30
 
@@ -80,7 +86,7 @@ def look(server: Server, conn: Connection, request: Request, on_table: Callback)
             ],
         )
     found = figures_of(server, conn, request)
-    tables = {figures.oid: reckoning.table(figures, block_bytes) for figures in found}
+    tables = {figures.oid: _reckoned(figures, partial(reckoning.table, figures, block_bytes)) for figures in found}
     large = [figures for figures in found if tables[figures.oid].bytes >= request.min_bytes]
     chosen = large
     if request.method == AUTO:
@@ -90,7 +96,7 @@ def look(server: Server, conn: Connection, request: Request, on_table: Callback)
     for number, figures in enumerate(chosen, 1):
         on_table(f"{tables[figures.oid].qualified_name} ({number} of {len(chosen)})")
         closer = _Closer(server, conn, request, figures, tables[figures.oid])
-        tables[figures.oid] = closer.sampled() if missing is not None else closer.measured()
+        tables[figures.oid] = _reckoned(figures, closer.sampled if missing is not None else closer.measured)
     kept: Sequence[TableBloat] = [tables[figures.oid] for figures in found]
     kept = kept if request.partitions else summed(kept)
     kept = [
@@ -99,7 +105,17 @@ def look(server: Server, conn: Connection, request: Request, on_table: Callback)
         if table.bytes >= request.min_bytes and (request.min_bloat == 0 or (table.bloat or 0) >= request.min_bloat)
     ]
     ordered = sorted(kept, key=lambda t: (t.bloat is None, -t.gain_bytes, -t.bytes, t.schema, t.name))
-    return Bloat(tuple(ordered[: request.top]), len(found), _warnings(request, missing))
+    return Bloat(tuple(ordered[: request.top]), len(found), (*_warnings(request, missing), *_locked(found)))
+
+
+def _reckoned(figures: Table, look_at: Callable[[], TableBloat]) -> TableBloat:
+    """What is told of a table: of one whose figures make no sense that, so that all others are told of."""
+    try:
+        return look_at()
+    except (PgleanError, psycopg.Error):
+        raise
+    except Exception as error:
+        return reckoning.unreckoned(figures, f"could not be reckoned: {type(error).__name__}: {error}")
 
 
 def figures_of(server: Server, conn: Connection, request: Request) -> list[Table]:
@@ -150,6 +166,24 @@ def _warnings(request: Request, missing: str | None) -> tuple[Finding, ...]:
     )
 
 
+def _locked(found: Sequence[Table]) -> Iterator[Finding]:
+    """Those of which the present size is not known, be they so small that they are left out."""
+    names = [
+        f"{quote_name(table.schema)}.{quote_name(table.name)}"
+        for table in found
+        if not all(part.size_is_present for part in (table, table.toast or table, *table.indexes))
+    ]
+    if names:
+        told = ", ".join(names[:_TOLD]) + (f" and {len(names) - _TOLD:,} more" if len(names) > _TOLD else "")
+        yield Finding(
+            "locked",
+            f"locked by somebody: {told}; sizes are those of the last VACUUM or ANALYZE",
+            None,
+            "Look again when the lock is gone.",
+            fatal=False,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Closer:
     """A closer look at one table; what cannot be looked at stays as the statistics say, which is said."""
@@ -176,8 +210,8 @@ class _Closer:
             heap = heap.noting(f"not measured: {outcome}") if outcome else heap
         else:
             heap = reckoning.measured_heap(figures, outcome, self._block_bytes)
-            figures = replace(figures, rows=outcome.items)
-        if toast is not None and toast.live_bytes == 0 and toast.known:
+            figures = replace(figures, rows=outcome.items, counted_rows=None)
+        if toast is not None and figures.toast is not None and figures.toast.bytes == 0:
             toast = replace(toast, method=heap.method)
         elif toast is not None and figures.toast is not None:
             outcome = self._read(figures.toast.oid, figures.toast.bytes)
@@ -185,9 +219,8 @@ class _Closer:
                 toast = toast.noting(f"TOAST table not measured: {outcome}")
             else:
                 toast = reckoning.measured_toast(figures, outcome, self._block_bytes)
-        indexes = tuple(
-            self._index(number, estimated, figures.rows) for number, estimated in enumerate(self.estimated.indexes)
-        )
+        rows = figures.present_rows
+        indexes = tuple(self._index(number, index, rows) for number, index in enumerate(self.estimated.indexes))
         return replace(self.estimated, heap=heap, toast=toast, indexes=indexes)
 
     def _read(self, oid: int, size: int) -> measure.Outcome:

@@ -10,6 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from pglean.advice.advice import Action, ActionKind, Advice, Age, Hold, words
+from pglean.cli.streams import printable
 from pglean.disk import bytes_text
 from pglean.report import counted, seconds_text
 
@@ -52,10 +53,7 @@ def advice_text(found: Advice, top: int, *, folded: bool) -> RenderableType:
 
 
 def _shown(text: str, style: str = "") -> Text:
-    """What others have named and written must not steer the terminal."""
-    return Text(
-        "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text), style
-    )
+    return Text(printable(text), style)
 
 
 def _lines(number: int, action: Action) -> Iterator[tuple[str, Text]]:

@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from pglean.bloat.finding import Bloat, RelationBloat, TableBloat
+from pglean.cli.streams import printable
 from pglean.disk import bytes_text
 from pglean.report import counted
 
@@ -33,7 +34,7 @@ def bloat_table(found: Bloat, top: int, *, relations: bool) -> RenderableType:
     for table in shown:
         name = table.qualified_name + (f" ({counted(table.partitions, 'partition')})" if table.partitions else "")
         grid.add_row(
-            Text(name, style="bold" if relations else ""),
+            Text(printable(name), style="bold" if relations else ""),
             bytes_text(table.bytes),
             *(_total(table, column) for column in ("live_bytes", "dead_bytes", "free_bytes", "reusable_bytes")),
             _size(table.after_bytes) + _error(table.relations),
@@ -42,7 +43,7 @@ def bloat_table(found: Bloat, top: int, *, relations: bool) -> RenderableType:
             table.method,
         )
         for part in table.relations if relations else ():
-            grid.add_row(Text(f"  {part.kind} {part.name}".rstrip()), *_relation(part))
+            grid.add_row(Text(printable(f"  {part.kind} {part.name}".rstrip())), *_relation(part))
     return Group(grid, *_notes(shown), Text(_summary(found, len(shown))))
 
 
@@ -80,7 +81,7 @@ def _share(share: float | None) -> Text:
 
 
 def _notes(tables: tuple[TableBloat, ...]) -> list[Text]:
-    return [Text(f"{table.qualified_name}: {note}") for table in tables for note in table.notes]
+    return [Text(printable(f"{table.qualified_name}: {note}")) for table in tables for note in table.notes]
 
 
 def _summary(found: Bloat, shown: int) -> str:

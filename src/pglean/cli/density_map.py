@@ -10,6 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from pglean.bloat.density import Density
+from pglean.cli.streams import printable
 from pglean.disk import bytes_text
 
 #: Cells of a map, and how many of them are in a line.
@@ -26,9 +27,9 @@ _COLOURS = ((215, 70, 60), (225, 150, 60), (205, 195, 80), (120, 180, 90), (60, 
 def density_map(density: Density, out: Console, when: str = "") -> RenderableType:
     """The map of a table, to be shown on `out`, with what a cell stands for."""
     width = min(out.width - 4, _WIDTH)
-    title = Text(f"{density.qualified_name}{when}", style="bold")
+    title = Text(printable(f"{density.qualified_name}{when}"), style="bold")
     if density.why:
-        return Group(title, Text(f"no map: {density.why}"))
+        return Group(title, Text(printable(f"no map: {density.why}")))
     if not density.fill:
         return Group(title, Text("it is empty"))
     shades = _SHADES if _encodable(_SHADES, out.encoding) else _PLAIN

@@ -7,16 +7,18 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.table import Table as Grid
 from rich.text import Text
 
+from pglean.cli.streams import printable
 from pglean.progress import Callback, Progress
 from pglean.report import counted, seconds_text
 
@@ -41,8 +43,19 @@ def console(*, stderr: bool = False) -> Console:
     """Standard output, or error; where that is no terminal, lines are as long as they need to be."""
     # Given as a file, it is asked for its encoding: frames are drawn with what that has.
     file = sys.stderr if stderr else sys.stdout
-    found = Console(file=file, highlight=False)
-    return found if found.is_terminal else Console(file=file, highlight=False, width=_ENDLESS)
+    found = _Console(file=file, highlight=False)
+    return found if found.is_terminal else _Console(file=file, highlight=False, width=_ENDLESS)
+
+
+class _Console(Console):
+    """Shows control characters in what others have named as a replacement; its own are segments of another kind."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(map(printable, segment.text.split("\n"))), segment.style)
 
 
 def _figures(progress: Progress) -> str:

@@ -14,6 +14,11 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 
+def printable(text: str) -> str:
+    """What others have named and written must not steer the terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 class Outlet:
     """A text stream whose `write` and `flush` do not raise; after the first failure everything goes to /dev/null.
 

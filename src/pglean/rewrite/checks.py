@@ -15,6 +15,7 @@ from pglean.engines.candidate import Candidate
 from pglean.errors import Finding
 from pglean.horizon import Holder
 from pglean.options import Options
+from pglean.parameters import integer, parameters
 from pglean.rewrite import rights
 from pglean.server import Capabilities, Connection, scalar
 from pglean.sql import query
@@ -408,11 +409,9 @@ def _event_triggers(facts: Facts) -> Iterator[Finding]:
 
 
 def _fillfactor(facts: Facts) -> Iterator[Finding]:
-    settings = dict(option.split("=", 1) for option in facts.table.options)
-    given = str(facts.options.fillfactor or settings.get("fillfactor", ""))
-    if facts.live_bytes is None or not given.isdigit():
+    fillfactor = facts.options.fillfactor or integer(parameters(facts.table.options), "fillfactor", 0)
+    if facts.live_bytes is None or not fillfactor:
         return
-    fillfactor = int(given)
     if facts.live_bytes * 100 / fillfactor > facts.table.heap_bytes:
         yield Finding(
             "fillfactor",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from pglean.options import Compression, Options
+from pglean.parameters import parameters
 from pglean.table import Column, Index, Table, quote_name
 
 _STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "m": "MAIN", "x": "EXTENDED"}
@@ -60,8 +61,7 @@ class Layout:
     @property
     def parameters(self) -> dict[str, str]:
         """Storage parameters of the copy, by name."""
-        pairs = (option.partition("=") for option in self.table.options)
-        kept = {name: value for name, _, value in pairs if name in _PARAMETERS}
+        kept = {name: value for name, value in parameters(self.table.options).items() if name in _PARAMETERS}
         if self.options.fillfactor is not None:
             kept["fillfactor"] = str(self.options.fillfactor)
         return kept

@@ -69,26 +69,25 @@ SELECT i.indexrelid, i.indrelid, n.nspname, c.relname, am.amname,
 
 -- name: ages
 -- Relations, system catalogs among them, of which the oldest row is near the limit from which on autovacuum comes to
--- freeze. A TOAST table without storage parameters has those of its table.
-SELECT coalesce(p.oid, c.oid), n.nspname, coalesce(p.relname, c.relname), p.oid IS NOT NULL, a.of, a.age, a.most, a.failsafe,
+-- freeze; or that have a limit of their own, which is lower then. A TOAST table without storage parameters has those of
+-- its table.
+SELECT coalesce(p.oid, c.oid), n.nspname, coalesce(p.relname, c.relname), p.oid IS NOT NULL, a.of, a.age, a.options, a.most, a.failsafe,
        c.relpages * current_setting('block_size')::bigint
   FROM pg_class c
   LEFT JOIN pg_class p ON p.reltoastrelid = c.oid AND c.relkind = 't'
   JOIN pg_namespace n ON n.oid = coalesce(p.relnamespace, c.relnamespace)
  CROSS JOIN LATERAL (
-     SELECT min(option_value::bigint) FILTER (WHERE option_name = 'autovacuum_freeze_max_age'),
-            min(option_value::bigint) FILTER (WHERE option_name = 'autovacuum_multixact_freeze_max_age')
-       FROM pg_options_to_table(coalesce(c.reloptions, p.reloptions))) AS option(xids, multixacts)
- CROSS JOIN LATERAL (
-     SELECT least(option.xids, current_setting('autovacuum_freeze_max_age')::bigint),
-            least(option.multixacts, current_setting('autovacuum_multixact_freeze_max_age')::bigint)) AS most(xids, multixacts)
+     SELECT array_agg(o) FROM unnest(coalesce(c.reloptions, p.reloptions)) AS o
+      WHERE starts_with(o, 'autovacuum_freeze_max_age=') OR starts_with(o, 'autovacuum_multixact_freeze_max_age=')
+     ) AS own(options)
  CROSS JOIN LATERAL (VALUES
-     ('transactions', age(c.relfrozenxid), most.xids, current_setting('vacuum_failsafe_age')::bigint),
-     ('multixacts', mxid_age(c.relminmxid), most.multixacts, current_setting('vacuum_multixact_failsafe_age')::bigint))
-       AS a(of, age, most, failsafe)
+     ('transactions', age(c.relfrozenxid), own.options, current_setting('autovacuum_freeze_max_age')::bigint,
+      current_setting('vacuum_failsafe_age')::bigint),
+     ('multixacts', mxid_age(c.relminmxid), own.options, current_setting('autovacuum_multixact_freeze_max_age')::bigint,
+      current_setting('vacuum_multixact_failsafe_age')::bigint)) AS a(of, age, options, most, failsafe)
  WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' AND c.relfrozenxid <> '0'::xid AND c.relminmxid <> '0'::xid
    AND (%(oids)s::oid[] IS NULL OR coalesce(p.oid, c.oid) = ANY (%(oids)s::oid[]))
-   AND a.age >= %(share)s * a.most
+   AND (a.age >= %(share)s * a.most OR a.options IS NOT NULL)
 
 -- name: databases
 -- The others, past their limit.
@@ -105,7 +104,7 @@ SELECT datname, a.of, a.age, a.most, a.failsafe
 -- Of all databases; what a relation of another one is called cannot be seen from here. Columns differ between versions.
 SELECT v.pid, v.datname, t.oid, n.nspname, t.relname,
        a.backend_type = 'autovacuum worker', a.query LIKE 'autovacuum: % (to prevent wraparound)',
-       extract(epoch FROM clock_timestamp() - a.xact_start)::float8, to_jsonb(v)
+       extract(epoch FROM clock_timestamp() - a.xact_start)::float8, to_jsonb(v) - 'datname'
   FROM pg_stat_progress_vacuum v
   LEFT JOIN pg_stat_activity a ON a.pid = v.pid
   LEFT JOIN pg_class c ON c.oid = v.relid AND v.datname = current_database()

@@ -24,10 +24,15 @@ SELECT c.oid, n.nspname, c.relname, r.rolname, r.rolsuper, root.name,
             WHERE named.oid = c.oid) END,
        am.amhandler = 'heap_tableam_handler(internal)'::regprocedure,
        coalesce(pg_size.heap, c.relpages * block.bytes),
-       coalesce((SELECT option_value::int FROM pg_options_to_table(c.reloptions) WHERE option_name = 'fillfactor'), 100),
+       c.reloptions,
        nullif(c.reltuples, -1)::float8,
        CASE WHEN counted.heap THEN pg_stat_get_dead_tuples(c.oid)::float8 END,
-       pg_stat_get_mod_since_analyze(c.oid)::float8,
+       pg_stat_get_mod_since_analyze(c.oid)::float8, -- What a session writes before its own ANALYZE is added once more to the live rows when it ends: so no more than what
+       -- was inserted and not deleted, or as the file has grown since rows were counted.
+       CASE WHEN counted.heap
+            THEN least(pg_stat_get_live_tuples(c.oid),
+                       greatest(pg_stat_get_tuples_inserted(c.oid) - pg_stat_get_tuples_deleted(c.oid),
+                                c.reltuples * pg_size.heap / block.bytes / nullif(c.relpages, 0)))::float8 END,
        has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid),
        pg_size.heap IS NOT NULL,
        t.oid, coalesce(pg_size.toast, t.relpages * block.bytes), coalesce(pg_size.toast_index, ti.relpages * block.bytes),
@@ -90,13 +95,11 @@ WITH taken AS MATERIALIZED (
        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 SELECT i.indrelid, i.indexrelid, c.relname, am.amname,
        coalesce(size.bytes, c.relpages * current_setting('block_size')::bigint), size.bytes IS NOT NULL,
-       coalesce((SELECT option_value::int FROM pg_options_to_table(c.reloptions) WHERE option_name = 'fillfactor'), 90),
+       c.reloptions,
        CASE WHEN i.indpred IS NULL THEN 1
             WHEN t.reltuples > 0 AND c.reltuples >= 0 THEN least(c.reltuples / t.reltuples, 1) END::float8,
        i.indisunique,
        i.indnatts = i.indnkeyatts AND NOT i.indisunique
-       AND NOT EXISTS (SELECT FROM pg_options_to_table(c.reloptions) o
-                        WHERE o.option_name = 'deduplicate_items' AND o.option_value IN ('off', 'false', 'no', '0'))
        AND NOT EXISTS (
            SELECT FROM unnest(i.indclass::oid[], i.indcollation::oid[]) AS k(opclass, coll)
              JOIN pg_opclass oc ON oc.oid = k.opclass

@@ -84,13 +84,9 @@ SELECT c.oid,
  CROSS JOIN LATERAL (SELECT %(estimated)s OR c.oid IN (SELECT relation FROM avoided)) AS seen(estimated)
 
 -- name: live_bytes
--- What the rows of each need by the statistics, in pages filled as the table wants them; see checks.live_bytes. One that
+-- What the rows of each need by the statistics, in full pages, with storage parameters; see checks.live_bytes. One that
 -- held none when it was last looked at needs nothing; of one that was never looked at, nothing is known.
-SELECT c.oid,
-       CASE WHEN c.reltuples = 0 THEN 0
-            ELSE c.reltuples * (28 + w.bytes) * 100
-                 / coalesce((SELECT option_value::float8 FROM pg_options_to_table(c.reloptions) WHERE option_name = 'fillfactor'), 100)
-       END::bigint
+SELECT c.oid, c.reloptions, CASE WHEN c.reltuples = 0 THEN 0 ELSE c.reltuples * (28 + w.bytes) END::float8
   FROM unnest(%(oids)s::oid[]) AS wanted(oid)
   JOIN pg_class c USING (oid)
   LEFT JOIN (SELECT starelid, sum((1 - stanullfrac) * stawidth) AS bytes
