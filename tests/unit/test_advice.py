@@ -201,6 +201,8 @@ def _index(name: str, *columns: str, **attributes: Any) -> IndexUse:
         expressions="",
         predicate="",
         unique=False,
+        nulls_not_distinct=False,
+        deferrable=False,
         exclusion=False,
         constraint=False,
         replica_identity=False,
@@ -246,6 +248,29 @@ def test_indexes_whose_columns_begin_another() -> None:
     assert _dropped(_index("a", "x", unique=True), _index("b", "x", "y")) == set()
     assert _dropped(_index("a", "x", predicate="p"), _index("b", "x", "y")) == set()
     assert _dropped(_index("a", "x", method="hash"), _index("b", "x", "y")) == set()
+
+
+def test_of_a_pair_of_indexes_one_stays() -> None:
+    # The longer one is the reason why the other goes; the planner could need it from then on.
+    assert _dropped(_index("a", "x", scans=0), _index("b", "x", "y", scans=0)) == {"a"}
+    assert _dropped(_index("a", "x", scans=0), _index("b", "x", scans=0)) == {"b"}
+    # Here it is the longer one that nobody uses.
+    assert _dropped(_index("a", "x", scans=1_000_000), _index("b", "x", "y", scans=0)) == {"b"}
+    young: dict[str, Any] = {"counted_since": _NOW}
+    assert _dropped(_index("a", "x", scans=9), _index("b", "x", "y", scans=0), settings=young) == set()
+    # Of those that begin with it, the one that is used is told.
+    three = (_index("a", "x", scans=9), _index("b", "x", "y", scans=0), _index("c", "x", "z", scans=9))
+    assert _dropped(*three) == {"a", "b"}
+
+
+def test_what_another_index_does_not_promise_stays() -> None:
+    clustered = _index("a", "x", clustered=True)
+    assert _dropped(clustered, _index("b", "x", unique=True)) == set()
+    assert _dropped(clustered, _index("b", "x")) == {"b"}
+    unique = _index("a", "x", unique=True, constraint=True)
+    assert _dropped(unique, _index("b", "x", unique=True, nulls_not_distinct=True)) == set()
+    assert _dropped(replace(unique, deferrable=True), _index("b", "x", unique=True)) == set()
+    assert _dropped(replace(unique, deferrable=True), _index("b", "x")) == {"b"}
 
 
 def test_indexes_that_nobody_uses() -> None:

@@ -25,16 +25,18 @@ def drop(case: Case) -> Iterator[Action]:
     """Indexes that are there twice, whose columns another begins with, or that were never used."""
     sizes = {index.name: index.bytes for index in case.bloat.indexes}
     large = [index for index in case.indexes if sizes.get(index.name, 0) * _SMALLER >= case.min_gain_bytes]
-    told: set[int] = set()
+    # What stays because another one goes, does not go itself.
+    told, stays = set[int](), set[int]()
     for index, other, why in (*_twice(case.indexes), *_begun(case.indexes)):
         if index in large and index.oid not in told:
             told.add(index.oid)
+            stays.add(other.oid)
             yield _action(case, index, sizes[index.name], f"{why} {quote_name(other.name)}", ())
     since = case.settings.counted_since
     counted = case.settings.now - since >= _COUNTED
     used = case.activity.scans or any(index.scans for index in case.indexes)
     for index in large:
-        if counted and used and not index.scans and not index.needed and _old(index) and index.oid not in told:
+        if counted and used and not index.scans and not index.needed and _old(index) and index.oid not in told | stays:
             notes = ["jobs that run once a year may need it"]
             if case.settings.standbys:
                 notes.append("standbys have counters of their own: look there as well")
@@ -65,25 +67,27 @@ def _twice(indexes: tuple[IndexUse, ...]) -> Iterator[tuple[IndexUse, IndexUse, 
         # What does more than be searched stays; then what is used most.
         first, *others = sorted(group, key=lambda i: (not _bound(i), not i.unique, -i.scans, i.name))
         for other in others:
-            if not _bound(other):
+            if not _bound(other) and (not other.unique or other.promise == first.promise):
                 yield other, first, "is the same as"
 
 
 def _begun(indexes: tuple[IndexUse, ...]) -> Iterator[tuple[IndexUse, IndexUse, str]]:
-    """B-trees whose columns another one begins with."""
+    """B-trees whose columns another one begins with, which is used, or they are not either."""
     for index in indexes:
-        for other in indexes:
-            if (
-                index.method == other.method == "btree"
-                and not index.needed
-                and other.valid
-                and not index.expressions + other.expressions
-                and index.predicate == other.predicate
-                and len(index.keys) == len(index.columns) < len(other.columns)
-                and other.keys[: len(index.keys)] == index.keys
-            ):
-                yield index, other, "has the columns that begin those of"
-                break
+        longer = [other for other in indexes if _begins(index, other) and (other.scans or not index.scans)]
+        if longer and not index.needed:
+            yield index, max(longer, key=lambda other: other.scans), "has the columns that begin those of"
+
+
+def _begins(index: IndexUse, other: IndexUse) -> bool:
+    return (
+        index.method == other.method == "btree"
+        and other.valid
+        and not index.expressions + other.expressions
+        and index.predicate == other.predicate
+        and len(index.keys) == len(index.columns) < len(other.columns)
+        and other.keys[: len(index.keys)] == index.keys
+    )
 
 
 def _old(index: IndexUse) -> bool:

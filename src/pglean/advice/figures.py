@@ -82,12 +82,16 @@ class IndexUse:
     method: str
     #: Key columns by name; None for an expression.
     columns: tuple[str | None, ...]
-    #: Of each key column and of those that are only included: number, operator class, collation, direction.
+    #: Of each key column and of those that are only included: number, operator class, its parameters, collation,
+    #: direction.
     keys: tuple[tuple[str, ...], ...]
     #: Expressions and predicate as the server stores them.
     expressions: str
     predicate: str
     unique: bool
+    #: Whether NULL is a value like any other (PostgreSQL 15), and whether it is looked at only at the commit perhaps.
+    nulls_not_distinct: bool
+    deferrable: bool
     exclusion: bool
     #: Whether a constraint needs it: its own, or somebody's foreign key.
     constraint: bool
@@ -103,6 +107,11 @@ class IndexUse:
     tuples_read: int
     #: Of its first column, as pg_stats has it: 1 where rows lie in this order, 0 where they lie anyhow.
     correlation: float | None
+
+    @property
+    def promise(self) -> tuple[bool, bool, bool]:
+        """What it says of the rows."""
+        return self.unique, self.nulls_not_distinct, self.deferrable
 
     @property
     def needed(self) -> bool:

@@ -113,13 +113,14 @@ def _index(
     columns: list[str | None],
     numbers: list[str],
     classes: list[str],
+    parameters: list[str],
     collations: list[str],
     directions: list[str],
     expressions: str,
     predicate: str,
     *others: Any,
 ) -> tuple[IndexUse, int]:
-    unique, exclusion, constraint, replica_identity, clustered, owned, valid, age, *counts, correlation = others
+    unique, nulls_not_distinct, deferrable, exclusion, constraint, replica_identity, clustered, owned, valid, age, *counts, correlation = others
     scans, read, fetched = counts
     # Columns that are only included have a number alone.
     included = [(number,) for number in numbers[len(columns) :]]
@@ -130,10 +131,12 @@ def _index(
         name=name,
         method=method,
         columns=tuple(columns),
-        keys=(*zip(numbers, classes, collations, directions, strict=False), *included),
+        keys=(*zip(numbers, classes, parameters, collations, directions, strict=False), *included),
         expressions=expressions,
         predicate=predicate,
         unique=unique,
+        nulls_not_distinct=nulls_not_distinct,
+        deferrable=deferrable,
         exclusion=exclusion,
         constraint=constraint,
         replica_identity=replica_identity,

@@ -46,11 +46,15 @@ SELECT i.indexrelid, i.indrelid, n.nspname, c.relname, am.amname,
                FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(number, place)
                LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number AND k.number <> 0
               WHERE place <= i.indnkeyatts ORDER BY place),
-       string_to_array(i.indkey::text, ' '), string_to_array(i.indclass::text, ' '), string_to_array(i.indcollation::text, ' '),
-       string_to_array(i.indoption::text, ' '),
+       string_to_array(i.indkey::text, ' '), string_to_array(i.indclass::text, ' '),
+       ARRAY(SELECT coalesce(array_to_string(a.attoptions, ','), '') FROM pg_attribute a
+              WHERE a.attrelid = i.indexrelid AND a.attnum BETWEEN 1 AND i.indnkeyatts ORDER BY a.attnum),
+       string_to_array(i.indcollation::text, ' '), string_to_array(i.indoption::text, ' '),
        coalesce(regexp_replace(i.indexprs::text, ':location -?\d+', '', 'g'), ''),
        coalesce(regexp_replace(i.indpred::text, ':location -?\d+', '', 'g'), ''),
-       i.indisunique, i.indisexclusion, c.oid IN (SELECT oid FROM needed),
+       -- PostgreSQL 14 has no NULLS NOT DISTINCT.
+       i.indisunique, coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false), NOT i.indimmediate,
+       i.indisexclusion, c.oid IN (SELECT oid FROM needed),
        i.indisreplident, i.indisclustered, c.relispartition OR c.oid IN (SELECT oid FROM owned),
        i.indisvalid AND i.indisready AND i.indislive, age(i.xmin),
        pg_stat_get_numscans(c.oid), pg_stat_get_tuples_returned(c.oid), pg_stat_get_tuples_fetched(c.oid),
