@@ -20,6 +20,7 @@ _NOW = datetime.datetime(2025, 6, 1, tzinfo=datetime.UTC)
 _SETTINGS = Settings(
     version=160000,
     database="shop",
+    connection="-h prod -p 5433 -d shop",
     block_bytes=8192,
     autovacuum=True,
     vacuum_threshold=50,
@@ -150,7 +151,7 @@ def test_repack() -> None:
     assert none(rewriting.repack(case(heap=(140 * _MB, 100 * _MB))))
     action = only(rewriting.repack(case(heap=(160 * _MB, 100 * _MB))))
     assert (action.kind, action.gain_bytes) == (ActionKind.REPACK, 60 * _MB)
-    assert action.command == "pglean repack -d shop -t public.orders"
+    assert action.command == "pglean repack -h prod -p 5433 -d shop -t public.orders"
     assert action.cost.disk_bytes == 120 * _MB
     # What is dead VACUUM makes free.
     assert none(rewriting.repack(case(heap=(160 * _MB, 100 * _MB), dead_rows=400_000)))
@@ -166,7 +167,7 @@ def test_repack() -> None:
 
 def test_reindex() -> None:
     action = only(rewriting.reindex(case(index=(50 * _MB, 30 * _MB))))
-    assert action.command == "pglean reindex -d shop -i public.orders_pkey"
+    assert action.command == "pglean reindex -h prod -p 5433 -d shop -i public.orders_pkey"
     assert action.gain_bytes == 20 * _MB
     assert none(rewriting.reindex(case(index=(49 * _MB, 30 * _MB))))
     assert none(rewriting.reindex(case(index=(10 * _MB, 3 * _MB))))
@@ -287,7 +288,7 @@ def test_order() -> None:
     ranged = _index("orders_at_idx", "at", scans=100, tuples_read=50_000, correlation=0.1)
     action = only(rewriting.repack(case(indexes=(ranged,), fetched_by_index=50_000)))
     assert action.kind is ActionKind.REPACK_ORDER
-    assert action.command == "pglean repack -d shop -t public.orders -o at"
+    assert action.command == "pglean repack -h prod -p 5433 -d shop -t public.orders -o at"
     for other in (
         replace(ranged, correlation=-0.9),
         replace(ranged, correlation=None),
@@ -320,6 +321,12 @@ def test_freezing() -> None:
     holder = Holder(Holding.SLOT, None, "old", None, "", None, "physical", None, 210_000_000, None, None, False, False)
     (note,) = only(vacuuming.freezing([age], Hold(holder))).notes
     assert "replication slot old (210000000 transactions behind)" in note
+    multixacts = only(vacuuming.freezing([replace(age, of="multixacts")], Hold(holder)))
+    assert multixacts.notes == ()
+    assert "the server makes no new ones" in multixacts.reason
+    temporary = only(vacuuming.freezing([replace(age, temporary=True, pid=7)], Hold(holder)))
+    assert (temporary.kind, temporary.command) == (ActionKind.END_HOLDER, "SELECT pg_terminate_backend(7);")
+    assert only(vacuuming.freezing([replace(age, temporary=True)], None)).command == ""
 
 
 _VACUUM = Vacuum(

@@ -20,6 +20,8 @@ class Settings:
 
     version: int
     database: str
+    #: Options of the command line that lead to it.
+    connection: str
     block_bytes: int
     #: Whether autovacuum runs: `autovacuum` and `track_counts` are on.
     autovacuum: bool

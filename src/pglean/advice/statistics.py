@@ -35,7 +35,7 @@ def settings(server: Server, conn: Connection) -> Settings:
     row = conn.execute(query("advice.settings")).fetchone()
     assert row is not None
     capabilities = server.capabilities
-    return Settings(capabilities.version, capabilities.database, capabilities.block_bytes, *row)
+    return Settings(capabilities.version, capabilities.database, server.words, capabilities.block_bytes, *row)
 
 
 def read(server: Server, conn: Connection, tables: Sequence[TableBloat]) -> Figures:
@@ -120,7 +120,20 @@ def _index(
     predicate: str,
     *others: Any,
 ) -> tuple[IndexUse, int]:
-    unique, nulls_not_distinct, deferrable, exclusion, constraint, replica_identity, clustered, owned, valid, age, *counts, correlation = others
+    (
+        unique,
+        nulls_not_distinct,
+        deferrable,
+        exclusion,
+        constraint,
+        replica_identity,
+        clustered,
+        owned,
+        valid,
+        age,
+        *counts,
+        correlation,
+    ) = others
     scans, read, fetched = counts
     # Columns that are only included have a number alone.
     included = [(number,) for number in numbers[len(columns) :]]
@@ -155,11 +168,11 @@ def ages(conn: Connection, oids: list[int] | None, vacuums: Sequence[Vacuum]) ->
     """Of these tables, or of all and of other databases: the ages that are near their limit, the nearest first."""
     running = {vacuum.oid for vacuum in vacuums}
     found = []
-    for oid, schema, name, toast, of, age, limit, failsafe, size in conn.execute(
+    for oid, schema, name, toast, of, age, limit, failsafe, size, temporary, pid in conn.execute(
         query("advice.ages"), {"oids": oids, "share": _NEAR}
     ):
         qualified = f"{quote_name(schema)}.{quote_name(name)}"
-        found.append(Age(qualified, oid, toast, of, age, limit, failsafe, size, oid in running))
+        found.append(Age(qualified, oid, toast, of, age, limit, failsafe, size, oid in running, temporary, pid))
     if oids is None:
         for name, of, age, limit, failsafe in conn.execute(query("advice.databases")):
             found.append(Age(f"database {quote_name(name)}", None, False, of, age, limit, failsafe, 0))

@@ -73,10 +73,15 @@ SELECT i.indexrelid, i.indrelid, n.nspname, c.relname, am.amname,
 
 -- name: ages
 -- Relations, system catalogs among them, of which the oldest row is near the limit from which on autovacuum comes to
--- freeze. A TOAST table without storage parameters has those of its table.
+-- freeze. A TOAST table without storage parameters has those of its table. Of temporary tables the session, which the name
+-- of their schema tells from PostgreSQL 16 on.
 SELECT coalesce(p.oid, c.oid), n.nspname, coalesce(p.relname, c.relname), p.oid IS NOT NULL, a.of, a.age, a.most, a.failsafe,
-       c.relpages * current_setting('block_size')::bigint
+       c.relpages * current_setting('block_size')::bigint, c.relpersistence = 't',
+       CASE WHEN c.relpersistence = 't' AND current_setting('server_version_num')::int >= 160000
+            THEN pg_stat_get_backend_pid(coalesce(substring(n.nspname, '^pg_temp_(\d+)$'),
+                                                  substring(own.nspname, '^pg_toast_temp_(\d+)$'))::int) END
   FROM pg_class c
+  JOIN pg_namespace own ON own.oid = c.relnamespace
   LEFT JOIN pg_class p ON p.reltoastrelid = c.oid AND c.relkind = 't'
   JOIN pg_namespace n ON n.oid = coalesce(p.relnamespace, c.relnamespace)
  CROSS JOIN LATERAL (
@@ -86,11 +91,18 @@ SELECT coalesce(p.oid, c.oid), n.nspname, coalesce(p.relname, c.relname), p.oid 
  CROSS JOIN LATERAL (
      SELECT least(option.xids, current_setting('autovacuum_freeze_max_age')::bigint),
             least(option.multixacts, current_setting('autovacuum_multixact_freeze_max_age')::bigint)) AS most(xids, multixacts)
+ CROSS JOIN LATERAL (
+     -- As VACUUM has them: later than autovacuum comes at the least.
+     SELECT greatest(current_setting('vacuum_failsafe_age')::bigint,
+                     floor(current_setting('autovacuum_freeze_max_age')::bigint * 1.05)::bigint),
+            greatest(current_setting('vacuum_multixact_failsafe_age')::bigint,
+                     floor(current_setting('autovacuum_multixact_freeze_max_age')::bigint * 1.05)::bigint)
+     ) AS failsafe(xids, multixacts)
  CROSS JOIN LATERAL (VALUES
-     ('transactions', age(c.relfrozenxid), most.xids, current_setting('vacuum_failsafe_age')::bigint),
-     ('multixacts', mxid_age(c.relminmxid), most.multixacts, current_setting('vacuum_multixact_failsafe_age')::bigint))
+     ('transactions', age(c.relfrozenxid), most.xids, failsafe.xids),
+     ('multixacts', mxid_age(c.relminmxid), most.multixacts, failsafe.multixacts))
        AS a(of, age, most, failsafe)
- WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' AND c.relfrozenxid <> '0'::xid AND c.relminmxid <> '0'::xid
+ WHERE c.relkind IN ('r', 'm', 't') AND c.relfrozenxid <> '0'::xid AND c.relminmxid <> '0'::xid
    AND (%(oids)s::oid[] IS NULL OR coalesce(p.oid, c.oid) = ANY (%(oids)s::oid[]))
    AND a.age >= %(share)s * a.most
 
@@ -98,11 +110,17 @@ SELECT coalesce(p.oid, c.oid), n.nspname, coalesce(p.relname, c.relname), p.oid 
 -- The others, past their limit.
 SELECT datname, a.of, a.age, a.most, a.failsafe
   FROM pg_database
+ CROSS JOIN LATERAL (
+     -- As VACUUM has them: later than autovacuum comes at the least.
+     SELECT greatest(current_setting('vacuum_failsafe_age')::bigint,
+                     floor(current_setting('autovacuum_freeze_max_age')::bigint * 1.05)::bigint),
+            greatest(current_setting('vacuum_multixact_failsafe_age')::bigint,
+                     floor(current_setting('autovacuum_multixact_freeze_max_age')::bigint * 1.05)::bigint)
+     ) AS failsafe(xids, multixacts)
  CROSS JOIN LATERAL (VALUES
-     ('transactions', age(datfrozenxid), current_setting('autovacuum_freeze_max_age')::bigint,
-      current_setting('vacuum_failsafe_age')::bigint),
+     ('transactions', age(datfrozenxid), current_setting('autovacuum_freeze_max_age')::bigint, failsafe.xids),
      ('multixacts', mxid_age(datminmxid), current_setting('autovacuum_multixact_freeze_max_age')::bigint,
-      current_setting('vacuum_multixact_failsafe_age')::bigint)) AS a(of, age, most, failsafe)
+      failsafe.multixacts)) AS a(of, age, most, failsafe)
  WHERE datname <> current_database() AND a.age >= a.most
 
 -- name: vacuums
