@@ -33,6 +33,9 @@ _SETTINGS = Settings(
     now=_NOW,
     counted_since=_NOW - datetime.timedelta(days=100),
     standbys=0,
+    in_recovery=False,
+    timeline=1,
+    transactions_per_s=0.1,
 )
 #: A million rows of 100 bytes.
 _ACTIVITY = Activity(
@@ -211,6 +214,7 @@ def _index(name: str, *columns: str, **attributes: Any) -> IndexUse:
         owned=False,
         valid=True,
         age_transactions=1_000_000,
+        made=None,
         scans=1,
         tuples_read=1,
         correlation=None,
@@ -282,6 +286,34 @@ def test_indexes_that_nobody_uses() -> None:
     assert _dropped(replace(unused, age_transactions=10)) == set()
     young: dict[str, Any] = {"counted_since": _NOW - datetime.timedelta(days=30)}
     assert _dropped(unused, settings=young) == set()
+
+
+def test_since_when_an_index_was_not_used() -> None:
+    def told(index: IndexUse, **settings: Any) -> Action | None:
+        given = case(indexes=(index,), settings=settings)
+        parts = (relation("index", index.name, 20 * _MB, 20 * _MB),)
+        found = list(dropping.drop(replace(given, bloat=replace(given.bloat, indexes=parts))))
+        return found[0] if found else None
+
+    unused = _index("a", "x", scans=0)
+    action = told(unused)
+    assert action is not None
+    assert action.reason.endswith("was not used once since 2025-02-21")
+    assert not any("promoted" in note or "standby" in note for note in action.notes)
+    # A thousand transactions a second: it may have been made ten minutes ago.
+    busy = told(unused, transactions_per_s=1000.0)
+    assert busy is not None
+    assert busy.reason.endswith("since it was made, or since 2025-02-21: when it was made is not known")
+    made = told(replace(unused, made=_NOW - datetime.timedelta(days=40)), transactions_per_s=1000.0)
+    assert made is not None
+    assert made.reason.endswith("was not used once since 2025-04-22")
+    assert told(replace(unused, made=_NOW - datetime.timedelta(days=30))) is None
+    promoted = told(unused, timeline=2)
+    assert promoted is not None
+    assert "was promoted or restored (timeline 2)" in promoted.notes[-1]
+    standby = told(unused, timeline=None, in_recovery=True)
+    assert standby is not None
+    assert "read on this standby alone" in standby.notes[-1]
 
 
 def test_order() -> None:

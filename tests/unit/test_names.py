@@ -93,7 +93,7 @@ def test_application_name_is_cut_between_characters() -> None:
     [
         ("", "-d shop"),
         ("host=prod port=5433 user=app password=x", "-h prod -p 5433 -U app -d shop"),
-        ("host=a,b sslmode=require", "-d 'host=a,b sslmode=require dbname=shop'"),
+        ("host=a,b sslmode=require", "-d 'dbname=shop host=a,b sslmode=require'"),
         # Whatever may hold a secret is not repeated, whether libpq knows it for one or not.
         ("host=prod sslkey=pkcs11:token=t;pin-value=1", "-h prod -d shop"),
         ("host=prod options='-c app.token=secret'", "-h prod -d shop"),
@@ -105,4 +105,6 @@ def test_the_way_to_a_database_is_told_without_secrets(conninfo: str, words: str
 
 
 def test_a_database_that_looks_like_a_connection_string_is_none() -> None:
-    assert connection_words("", "host=10.6.6.6 user=postgres") == """-d 'dbname='"'"'host=10.6.6.6 user=postgres'"'"''"""
+    assert (
+        connection_words("", "host=10.6.6.6 user=postgres") == """-d 'dbname='"'"'host=10.6.6.6 user=postgres'"'"''"""
+    )

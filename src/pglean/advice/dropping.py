@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 
 from pglean.advice import cost
 from pglean.advice.advice import Action, ActionKind
 from pglean.advice.cost import Cost
-from pglean.advice.figures import Case, IndexUse
+from pglean.advice.figures import Case, IndexUse, Settings
 from pglean.disk import bytes_text
 from pglean.table import quote_name
 
@@ -32,15 +33,39 @@ def drop(case: Case) -> Iterator[Action]:
             told.add(index.oid)
             stays.add(other.oid)
             yield _action(case, index, sizes[index.name], f"{why} {quote_name(other.name)}", ())
-    since = case.settings.counted_since
-    counted = case.settings.now - since >= _COUNTED
     used = case.activity.scans or any(index.scans for index in case.indexes)
     for index in large:
-        if counted and used and not index.scans and not index.needed and _old(index) and index.oid not in told | stays:
-            notes = ["jobs that run once a year may need it"]
-            if case.settings.standbys:
-                notes.append("standbys have counters of their own: look there as well")
-            yield _action(case, index, sizes[index.name], f"was not used once since {since:%Y-%m-%d}", tuple(notes))
+        since = _unused_since(case.settings, index)
+        if used and since and not index.scans and not index.needed and index.oid not in told | stays:
+            why = f"was not used once since {since}"
+            yield _action(case, index, sizes[index.name], why, tuple(_of_counters(case.settings)))
+
+
+def _unused_since(settings: Settings, index: IndexUse) -> str:
+    """From when on its use was counted, in words; empty where that is not long ago, or it was made just now."""
+    since, now = settings.counted_since, settings.now
+    if index.made is not None:
+        since = max(since, index.made)
+        return f"{since:%Y-%m-%d}" if now - since >= _COUNTED else ""
+    # What was made longer ago than ages can tell seems to come from the future.
+    age = math.inf if index.age_transactions < 0 else index.age_transactions
+    if now - since < _COUNTED or age < _MADE_TRANSACTIONS:
+        return ""
+    old = age >= settings.transactions_per_s * _COUNTED.total_seconds()
+    return f"{since:%Y-%m-%d}" if old else f"it was made, or since {since:%Y-%m-%d}: when it was made is not known"
+
+
+def _of_counters(settings: Settings) -> Iterator[str]:
+    yield "jobs that run once a year may need it"
+    if settings.in_recovery:
+        yield "this is what was read on this standby alone: the primary and other standbys have counters of their own"
+    elif settings.standbys:
+        yield "standbys have counters of their own: look there as well"
+    if settings.timeline is not None and settings.timeline > 1:
+        yield (
+            f"the server was promoted or restored (timeline {settings.timeline}): what was read on its predecessor was"
+            " not counted here"
+        )
 
 
 def _action(case: Case, index: IndexUse, size: int, why: str, notes: tuple[str, ...]) -> Action:
@@ -88,11 +113,6 @@ def _begins(index: IndexUse, other: IndexUse) -> bool:
         and len(index.keys) == len(index.columns) < len(other.columns)
         and other.keys[: len(index.keys)] == index.keys
     )
-
-
-def _old(index: IndexUse) -> bool:
-    # What was made longer ago than ages can tell seems to come from the future.
-    return index.age_transactions >= _MADE_TRANSACTIONS or index.age_transactions < 0
 
 
 def _bound(index: IndexUse) -> bool:

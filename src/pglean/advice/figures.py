@@ -40,6 +40,11 @@ class Settings:
     counted_since: datetime.datetime
     #: Standbys that stream from here, and physical slots.
     standbys: int
+    in_recovery: bool
+    #: How often a standby was promoted, or a backup restored, and one more; None on a standby.
+    timeline: int | None
+    #: In all databases.
+    transactions_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,8 @@ class IndexUse:
     valid: bool
     #: How many transactions were begun since it was made or altered.
     age_transactions: int
+    #: When that was, where commits leave their time.
+    made: datetime.datetime | None
     scans: int
     tuples_read: int
     #: Of its first column, as pg_stats has it: 1 where rows lie in this order, 0 where they lie anyhow.

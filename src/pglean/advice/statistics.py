@@ -131,6 +131,7 @@ def _index(
         owned,
         valid,
         age,
+        made,
         *counts,
         correlation,
     ) = others
@@ -157,6 +158,7 @@ def _index(
         owned=owned,
         valid=valid,
         age_transactions=age,
+        made=made,
         scans=scans,
         tuples_read=read,
         correlation=correlation,

@@ -24,6 +24,7 @@ from pglean.server import Connection, Server
 MIN_GAIN_BYTES = 8 << 20
 #: What a VACUUM might not remove is told of transactions that have been open for so long.
 _OPEN_S = 60.0
+_ELSEWHERE = "this server is a standby, where nothing can be done: ask pglean advise on the primary"
 _ALWAYS = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 _RULES: tuple[Callable[[Case], Iterator[Action]], ...] = (
@@ -90,6 +91,8 @@ def look(server: Server, conn: Connection, request: Request, on_table: bloat.Cal
             unknown += not case.bloat.heap.known
             own = [nothing] if request.bloat.tables else []
         actions += own
+    if standby:
+        actions = [replace(action, command="", notes=(*action.notes, _ELSEWHERE)) for action in actions]
     actions.sort(key=lambda action: action.rank)
     return Advice(
         database=settings.database,

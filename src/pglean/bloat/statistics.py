@@ -81,7 +81,7 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
         )
     by_table: dict[int, list[Index]] = defaultdict(list)
     for oid, index, name, method, size, present, fillfactor, share, unique, deduplicated, distinct in indexes:
-        sampled = shapes[oid].sampled
+        sampled = shapes[oid].sampled * (1.0 if share is None else share)
         btree = Btree(tuple(keys[index]), unique, deduplicated, distinct, sampled) if index in keys else None
         by_table[oid].append(Index(index, name, method, size, fillfactor, share, btree, present))
     return [_table(row, shapes[row[0]], by_table[row[0]]) for row in rows]

@@ -12,7 +12,14 @@ SELECT current_setting('autovacuum')::bool AND current_setting('track_counts')::
                                     -- Of those that are never reset by themselves this tells when a crash has lost them all.
                                     (SELECT stats_reset FROM pg_stat_archiver)),
        (SELECT count(*) FROM pg_stat_replication)
-       + (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active)
+       + (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active),
+       pg_is_in_recovery(),
+       CASE WHEN NOT pg_is_in_recovery()
+            THEN ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END,
+       -- At the most, as reading alone takes no XID; but subtransactions take one each.
+       (SELECT sum((d.xact_commit + d.xact_rollback)
+                   / greatest(extract(epoch FROM clock_timestamp() - coalesce(d.stats_reset, a.stats_reset)), 1))
+          FROM pg_stat_database d CROSS JOIN pg_stat_archiver a)::float8
   FROM (SELECT setting::bigint * 1024 FROM pg_settings WHERE name = 'maintenance_work_mem') AS maintenance(bytes)
  CROSS JOIN (SELECT nullif(setting::bigint, -1) * 1024 FROM pg_settings WHERE name = 'autovacuum_work_mem') AS autovacuum(bytes)
 
@@ -57,6 +64,7 @@ SELECT i.indexrelid, i.indrelid, n.nspname, c.relname, am.amname,
        i.indisexclusion, c.oid IN (SELECT oid FROM needed),
        i.indisreplident, i.indisclustered, c.relispartition OR c.oid IN (SELECT oid FROM owned),
        i.indisvalid AND i.indisready AND i.indislive, age(i.xmin),
+       CASE WHEN current_setting('track_commit_timestamp')::bool THEN pg_xact_commit_timestamp(i.xmin) END,
        pg_stat_get_numscans(c.oid), pg_stat_get_tuples_returned(c.oid), pg_stat_get_tuples_fetched(c.oid),
        s.correlation::float8
   FROM unnest(%(oids)s::oid[]) AS wanted(oid)
