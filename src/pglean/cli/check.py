@@ -31,9 +31,9 @@ from pglean.options import size_bytes
 from pglean.report import counted
 from pglean.server import translate
 
-#: So many tables are told of in detail.
 #: A check that cannot be ended otherwise is killed so long after its time is up.
 _GRACE_S = 2.0
+#: So many tables are told of in detail.
 _TOP = 20
 #: What is smaller is left out, where no table is named.
 _MIN_SIZE = "64MB"
