@@ -14,11 +14,13 @@ from typing import Any, Final
 
 import psycopg
 
-from orders import DATABASE, Orders, wal_position
+from ground import DATABASE, Ground
 from pglean.embedded import EmbeddedServer
 from pglean.rewrite import schema
 from pglean.rewrite.flush import Flush
 from pglean.server import Connection, Server
+from template import Template
+from workload import WORKLOADS
 
 #: What one session does while it is timed.
 Job = Callable[[Connection], object]
@@ -110,7 +112,8 @@ class Workbench:
     def __init__(self, server: EmbeddedServer, rows: int) -> None:
         """`rows` of the table before half of them are deleted."""
         self._server = server
-        self._orders = Orders(server, rows, pg_repack=False, vacuumed=False)
+        self._ground = Ground.private(server)
+        self._orders = Template(self._ground, WORKLOADS["orders"], rows)
         self._made: set[str] = set()
         #: What the database is in, as long as nobody has changed it.
         self._state = ""
@@ -118,7 +121,7 @@ class Workbench:
     @property
     def rows(self) -> int:
         """How many there are, after half of them were deleted."""
-        return self._orders.pairs
+        return self._orders.rows // 2
 
     @property
     def directory(self) -> Path:
@@ -202,16 +205,19 @@ class Workbench:
                 flush = stack.enter_context(Flush(server, "bench flush"))
                 flush.busy.set()
             pool = stack.enter_context(ThreadPoolExecutor(len(conns)))
-            wal, client_s, began = wal_position(self._server), _client_s(), time.perf_counter()
+            wal, client_s, began = self._wal_bytes(), _client_s(), time.perf_counter()
             futures = [pool.submit(job, conn) for job, conn in zip(jobs, conns, strict=False)]
             other = pool.submit(beside, conns[-1]) if beside else None
             for future in futures:
                 future.result()
             seconds = time.perf_counter() - began
-            cost = Cost(seconds, wal_position(self._server) - wal, _client_s() - client_s)
+            cost = Cost(seconds, self._wal_bytes() - wal, _client_s() - client_s)
             if other is not None:
                 other.result()
         return cost
+
+    def _wal_bytes(self) -> int:
+        return int(self._ground.value("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn", None))
 
     def _make(self, state: str) -> None:
         """Make the template of a state, and of all that it is made from."""

@@ -20,8 +20,8 @@ from pglean.table import quote_name
 #: From when on somebody is told to hold it, by age in seconds or in transactions.
 LONG_S, LONG_TRANSACTIONS = 300.0, 100_000
 
-#: From this version on a slot that the server has invalidated holds nothing any more.
-_INVALID_SLOTS_LET_GO = 160000
+#: From these versions on, each within its major version, a slot that the server has invalidated holds nothing any more.
+_INVALID_SLOTS_LET_GO = {14: 140007, 15: 150002}
 
 
 class Holding(StrEnum):
@@ -53,7 +53,7 @@ class Holder:
     query: str | None
     #: How many transactions were begun since.
     age_transactions: int
-    #: When it began to hold; None where that is not known, as of most slots.
+    #: When it held already; None where that is not known, as of most slots. It may have begun earlier.
     since: datetime.datetime | None
     open_s: float | None
     #: Of a slot: whether somebody uses it.
@@ -113,7 +113,8 @@ def holders(conn: Connection) -> list[Holder]:
 
     Of sessions that the role may not look at there is none; see `hidden`.
     """
-    lost_count = conn.info.server_version < _INVALID_SLOTS_LET_GO
+    version = conn.info.server_version
+    lost_count = version < _INVALID_SLOTS_LET_GO.get(version // 10000, 0)
     found = [
         Holder(Holding(kind), *others)
         for kind, *others, lost in rows(conn, query("horizon.holders"))

@@ -140,7 +140,12 @@ class Server:
         With what was given of where the server is and as whom to connect, but never with a password. What came from the
         environment is not repeated: it is still there.
         """
-        return f"`pglean {words} {connection_words(self._conninfo, self.capabilities.database)}`"
+        return f"`pglean {words} {self.words}`"
+
+    @property
+    def words(self) -> str:
+        """Options of the command line that lead here, without what is secret; quoted for a shell."""
+        return connection_words(self._conninfo, self.capabilities.database)
 
     # ---- connections
 
@@ -356,15 +361,23 @@ def _capabilities(conn: Connection, search_path: str) -> Capabilities:
 _OPTIONS = {"host": "-h", "port": "-p", "user": "-U"}
 
 
+#: What is repeated beyond these: where the server is, and how it is known to be the right one. No others: a key may be
+#: a URI with its PIN, and `options` anything that a session can be set to.
+_REPEATED_WORDS = """
+    hostaddr service servicefile passfile sslmode sslnegotiation sslcert sslrootcert sslcrl sslcrldir sslcertmode
+    sslsni ssl_min_protocol_version ssl_max_protocol_version requiressl requirepeer require_auth channel_binding
+    gssencmode krbsrvname gsslib gssdelegation target_session_attrs load_balance_hosts connect_timeout
+"""
+_REPEATED = frozenset(_REPEATED_WORDS.split())
+
+
 def connection_words(conninfo: str, database: str) -> str:
     """Options of the command line that lead to a database as `conninfo` does, without what is secret."""
     given = {
-        option.keyword.decode(): option.val.decode()
+        name: option.val.decode()
         for option in pq.Conninfo.parse(conninfo.encode())
-        # As libpq marks what must not be shown, or is for debugging; OAuth's secret has no mark.
-        if option.val is not None and option.dispchar not in (b"*", b"D") and b"secret" not in option.keyword
+        if option.val is not None and ((name := option.keyword.decode()) in _OPTIONS or name in _REPEATED)
     }
-    given.pop("dbname", None)
     if given.keys() <= _OPTIONS.keys():
         # What would be taken for a connection string is written as one.
         name = make_conninfo(dbname=database) if "=" in database or "://" in database else database

@@ -163,7 +163,26 @@ class Table:
         return self.heap_bytes + toast + sum(index.bytes for index in self.indexes)
 
 
+#: Words that mean something to SQL, of PostgreSQL 14 to 19: those that quote_ident puts in quotes.
+_WORDS = """
+    all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both case
+    cast char character check coalesce collate collation column concurrently constraint create cross
+    current_catalog current_date current_role current_schema current_time current_timestamp current_user dec
+    decimal default deferrable desc distinct do else end except exists extract false fetch float for foreign
+    freeze from full grant greatest group grouping having ilike in initially inner inout int integer intersect
+    interval into is isnull join json json_array json_arrayagg json_exists json_object json_objectagg json_query
+    json_scalar json_serialize json_table json_value lateral leading least left like limit localtime
+    localtimestamp merge_action national natural nchar none normalize not notnull null nullif numeric offset on
+    only or order out outer overlaps overlay placing position precision primary real references returning right
+    row select session_user setof similar smallint some substring symmetric system_user table tablesample then
+    time timestamp to trailing treat trim true union unique user using values varchar variadic verbose when where
+    window with xmlattributes xmlconcat xmlelement xmlexists xmlforest xmlnamespaces xmlparse xmlpi xmlroot
+    xmlserialize xmltable
+"""
+_KEYWORDS = frozenset(_WORDS.split())
+
+
 def quote_name(name: str) -> str:
-    """How an identifier looks in a message: bare where it is a plain word, otherwise in double quotes."""
-    plain = name.isidentifier() and name.isascii() and name == name.lower()
+    """As quote_ident: bare where it is a plain word that means nothing else, otherwise in double quotes."""
+    plain = name.isidentifier() and name.isascii() and name == name.lower() and name not in _KEYWORDS
     return name if plain else '"' + name.replace('"', '""') + '"'

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -206,3 +208,27 @@ def test_help_is_no_failure(run: Run) -> None:
 def test_nobody_listens() -> None:
     with Path("/dev/full").open("wb") as full:
         assert in_process("check", "-h", "/nowhere", stdout=full)[0] == 3
+
+
+_HANGS = """
+import sys, threading
+import psycopg
+from pglean import cli
+
+def hang(*_, **__):
+    # As a name server that does not answer: an exception of a signal's handler does not end it.
+    while True:
+        try:
+            threading.Event().wait(60)
+        except Exception:
+            pass
+
+psycopg.Connection.connect = hang
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+def test_what_cannot_be_ended_is_unknown_in_time_as_well() -> None:
+    command = [sys.executable, "-c", _HANGS, "check", "--timeout", "0.2", "-h", "nowhere", "-d", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (3, "PGLEAN UNKNOWN - no answer within 0.2 s")

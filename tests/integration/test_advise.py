@@ -21,6 +21,7 @@ import pglean
 from pglean.advice import dropping, vacuuming
 from pglean.advice.advice import Action, ActionKind, Advice, words
 from pglean.embedded import EmbeddedServer
+from pglean.server import connection_words
 from tests.servers import SETTINGS, Database, Query, create_database
 from tests.support.oracle import until
 
@@ -63,6 +64,11 @@ def counted(db: Database, condition: str, table: str = "items") -> None:
 def advise(db: Database, *tables: str, user: str = "postgres", **asked: Any) -> Advice:
     with pglean.connect(f"{db.conninfo} user='{user}'") as database:
         return database.advise(tables, **{"min_gain_bytes": _MIN_GAIN, **asked})
+
+
+def connection(db: Database) -> str:
+    """What leads to it on the command line."""
+    return connection_words(f"{db.conninfo} user='postgres'", db.name)
 
 
 def kinds(advice: Advice) -> list[ActionKind]:
@@ -139,7 +145,7 @@ def test_repack(items: Database) -> None:
     counted(items, "n_dead_tup = 0 AND n_tup_del > 0")
     action = the(advise(items, "items"), ActionKind.REPACK)
     assert "method: estimate" in action.reason
-    assert action.command == f"pglean repack -d {items.name} -t public.items"
+    assert action.command == f"pglean repack {connection(items)} -t public.items"
     assert action.cost.disk_bytes < 600_000
     assert "ACCESS EXCLUSIVE at the end" in action.cost.locks
     with pglean.connect(items.conninfo) as database:
@@ -159,7 +165,7 @@ def test_reindex(items: Database) -> None:
     advice = advise(items, "items")
     assert ActionKind.REPACK not in kinds(advice)
     action = the(advice, ActionKind.REINDEX)
-    assert action.command.startswith(f"pglean reindex -d {items.name} -i public.items_n_idx")
+    assert action.command.startswith(f"pglean reindex {connection(items)} -i public.items_n_idx")
     assert "its heap is not bloated" in action.reason
     names = re.findall(r"-i (\S+)", action.command)
     with pglean.connect(items.conninfo) as database:
@@ -237,11 +243,30 @@ def test_indexes_that_could_go(items: Database, monkeypatch: pytest.MonkeyPatch)
     assert why("twice") in ("is the same as items_pkey", "is the same as replicated")
     assert why("note_idx") == "has the columns that begin those of note_n_idx"
     assert why("lower_2") == "is the same as lower_1"
-    for name in ("note_n_idx", "hashed", "lower_1"):
-        assert why(name).startswith("was not used once since ")
+    assert why("hashed").startswith("was not used once since ")
+    # They stay because the others go.
+    for name in ("note_n_idx", "lower_1"):
+        assert f"DROP INDEX CONCURRENTLY public.{name};" not in found
     assert "public.items_pkey" not in " ".join(found)
     assert "public.replicated" not in " ".join(found)
     assert all("only a hint: ask who made it" in action.notes for action in found.values())
+
+
+def test_indexes_that_only_look_alike(items: Database) -> None:
+    """What the server does differently with them is no matter of columns and operator classes alone."""
+    write(
+        items,
+        "ALTER TABLE items ADD v tsvector",
+        "CREATE INDEX short ON items USING gist (v tsvector_ops (siglen = 12))",
+        "CREATE INDEX long ON items USING gist (v tsvector_ops (siglen = 200))",
+        "CREATE INDEX long_2 ON items USING gist (v tsvector_ops (siglen = 200))",
+        "UPDATE items SET v = to_tsvector('simple', note)",
+        "CREATE UNIQUE INDEX distinct_n ON items (note)",
+    )
+    if items.server.version >= 150000:
+        write(items, "CREATE UNIQUE INDEX not_distinct_n ON items (note) NULLS NOT DISTINCT")
+    found = [action.command for action in advise(items, "items") if action.kind is ActionKind.DROP_INDEX]
+    assert found == ["DROP INDEX CONCURRENTLY public.long_2;"]
 
 
 def test_order(items: Database) -> None:
@@ -261,7 +286,7 @@ def test_order(items: Database) -> None:
     write(items, "SET enable_seqscan = off", *scans)
     counted(items, "idx_scan >= 72")
     action = the(advise(items, "items"), ActionKind.REPACK_ORDER)
-    assert action.command == f"pglean repack -d {items.name} -t public.items -o n"
+    assert action.command == f"pglean repack {connection(items)} -t public.items -o n"
     assert re.search(
         r"index items_n_idx was read 60 times, \d\d\d rows each time, which lie scattered .*:"
         r" about \d+ pages of the heap each time, \d if rows lay in its order",
@@ -348,9 +373,21 @@ def test_wraparound(db: Database) -> None:
         "CREATE TABLE young (id int)",
         "ANALYZE old",
     )
+    session = db.connect()
+    session.execute("CREATE TEMP TABLE own (id int) WITH (autovacuum_freeze_max_age = 100000)")
     assert advise(db).ages == ()
     db.execute("SET synchronous_commit = off")
     db.execute("DO 'BEGIN FOR i IN 1..100001 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END'")
+    advice = advise(db)
+    # What is temporary only its session can freeze.
+    (own,) = (age for age in advice.ages if age.temporary)
+    action = the(advice, ActionKind.END_HOLDER)
+    if db.server.version >= 160000:
+        assert own.pid == session.info.backend_pid
+        assert action.command == f"SELECT pg_terminate_backend({own.pid});"
+    assert action.table == own.name
+    session.close()
+    until(lambda: not any(age.temporary for age in advise(db).ages), "it is gone")
     advice = advise(db)
     assert {(age.name, age.toast, age.of, age.limit) for age in advice.ages} == {
         ("public.old", False, "transactions", 100_000),
@@ -360,7 +397,7 @@ def test_wraparound(db: Database) -> None:
     action = next(action for action in advice if action.kind is ActionKind.FREEZE)
     assert not action.urgent
     assert action.command == "VACUUM (FREEZE) public.old;"
-    assert "from 100,000 on autovacuum comes to freeze" in action.reason
+    assert "from 100,000 on autovacuum comes to freeze, from 1,600,000,000 on it leaves all" in action.reason
     do(db, action)
     assert advise(db).ages == ()
     assert ActionKind.FREEZE not in kinds(advise(db))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -54,6 +55,9 @@ def write_and_vacuum(db: Database) -> None:
     with db.connect() as session:
         session.execute(sql.SQL("DELETE FROM items WHERE id <= {}").format(sql.Literal(_DEAD)))
     until(lambda: counted(db, "n_dead_tup") >= _DEAD, "it is counted")
+    # When VACUUM has ended is known, and only by its estimated time when it began.
+    at = sql.Literal(db.scalar("SELECT clock_timestamp()"))
+    until(lambda: db.scalar(sql.SQL("SELECT clock_timestamp() > {} + interval '0.1 s'").format(at)), "time has passed")
     vacuum(db)
 
 
@@ -79,7 +83,7 @@ def held(db: Database, kind: Holding) -> tuple[Hold, Action]:
     (action,) = (one for one in advice if one.kind is ActionKind.END_HOLDER)
     assert advice.actions[0] is action
     assert (
-        "VACUUM has been at 1 table since, and could not remove their dead rows: public.items (5,000)" in action.reason
+        "VACUUM has been at 1 table since, and their dead rows are still there: public.items (5,000)" in action.reason
     )
     assert action.gain == "up to 5,000 dead rows can be removed, by the next VACUUM"
     assert ActionKind.VACUUM not in [one.kind for one in advice]
@@ -132,6 +136,85 @@ def test_a_transaction_that_began_after_the_last_vacuum(db: Database, monkeypatc
     (action,) = advise(db)
     assert f"what has died since the horizon is held by pid {reader.info.backend_pid} " in action.notes[-1]
     reader.close()
+
+
+def _dead_since_the_last_vacuum(db: Database) -> None:
+    """Nobody kept VACUUM from anything: rows have died after it."""
+    vacuum(db)
+    with db.connect() as session:
+        session.execute("DELETE FROM items WHERE id <= 5000")
+    until(lambda: counted(db, "n_dead_tup") >= _DEAD, "it is counted")
+
+
+def _ages(db: Database) -> None:
+    db.execute("SELECT pg_current_xact_id()")
+
+
+@pytest.mark.parametrize("statement", ["SELECT pg_sleep(600)", "SELECT pg_current_xact_id()", "SELECT 1"])
+def test_a_transaction_that_was_open_before_but_held_nothing(db: Database, statement: str) -> None:
+    """A snapshot is that of the statement, and an XID comes with the first write: VACUUM was not in their way."""
+    session = db.connect(autocommit=False)
+    session.execute("SELECT 1")
+    until(lambda: bool(horizon_free(db, session.info.backend_pid)), "it holds nothing")
+    _dead_since_the_last_vacuum(db)
+    sent = session.pgconn
+    sent.send_query(statement.encode())
+    if "sleep" in statement:
+        until(lambda: not horizon_free(db, session.info.backend_pid), "it runs")
+    else:
+        while sent.get_result():
+            pass
+    _ages(db)
+    advice = advise(db)
+    assert [hold.keeps for hold in advice.holds if hold.keeps] == []
+    assert [one.kind for one in advice] == [ActionKind.VACUUM]
+    db.fetchall(sql.SQL("SELECT pg_terminate_backend({})").format(sql.Literal(session.info.backend_pid)))
+    session.close()
+
+
+def horizon_free(db: Database, pid: int) -> bool:
+    text = sql.SQL("SELECT backend_xmin IS NULL AND backend_xid IS NULL FROM pg_stat_activity WHERE pid = {}")
+    return bool(db.scalar(text.format(sql.Literal(pid))))
+
+
+def test_snapshots_in_another_database(db: Database) -> None:
+    """Only its XID holds here, which it got after VACUUM."""
+    with create_database(db.server) as other:
+        session = other.connect(autocommit=False)
+        session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT")
+        _dead_since_the_last_vacuum(db)
+        session.execute("SELECT pg_current_xact_id()")
+        _ages(db)
+        with pglean.connect(db.conninfo) as database, database.server.connect("look") as conn:
+            (holder,) = (one for one in horizon.holders(conn) if one.pid == session.info.backend_pid)
+        assert holder.age_transactions == 2
+        assert [one.kind for one in advise(db)] == [ActionKind.VACUUM]
+        session.close()
+
+
+def test_since_when_an_xid_is_held_is_known_where_commits_leave_their_time(bindir: Path) -> None:
+    settings = {**SETTINGS, "autovacuum_naptime": "1d", "track_commit_timestamp": "on"}
+    with EmbeddedServer(bindir, settings=settings) as server, create_database(server.start()) as db:
+        _items(db)
+        session = db.connect(autocommit=False)
+        session.execute("SELECT pg_current_xact_id()")
+        write_and_vacuum(db)
+        # It is younger than VACUUM.
+        session.execute("SELECT 1")
+        held(db, Holding.SESSION)
+        session.close()
+
+
+def test_a_walsender_with_a_transaction_is_no_standby(db: Database) -> None:
+    """Such as that of a subscriber's first copy of a table."""
+    session = db.connect(replication="database", cursor_factory=psycopg.ClientCursor, application_name="sub")
+    session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    session.execute("SELECT count(*) FROM items")
+    write_and_vacuum(db)
+    hold, action = held(db, Holding.SESSION)
+    assert (hold.holder.pid, hold.holder.application_name) == (session.info.backend_pid, "sub")
+    assert action.command == f"SELECT pg_terminate_backend({session.info.backend_pid});"
+    session.close()
 
 
 def test_prepared_transaction(db: Database) -> None:

@@ -18,6 +18,7 @@ from pglean.locks import Mode, Patience, Policy, locked
 from pglean.options import Options
 from pglean.rewrite import checks
 from pglean.server import Server
+from pglean.table import quote_name
 from tests.servers import SETTINGS, Database
 from tests.support.oracle import until
 
@@ -42,6 +43,16 @@ def warnings(db: Database, code: str) -> list[Finding]:
     """What preflight warns of, by its code."""
     with pglean.connect(db.conninfo) as database:
         return [finding for finding in database.plan("t").warnings if finding.code == code]
+
+
+def test_names_are_quoted_as_the_server_does(db: Database) -> None:
+    text = "SELECT w, quote_ident(w) FROM unnest(ARRAY(SELECT word FROM pg_get_keywords()) || %s::text[]) AS w"
+    odd = ["", "a$b", "Ab", "1a", "a b", 'say "hi"', "größe", "_a1"]
+    with db.connect() as session:
+        for word, quoted in session.execute(text, (odd,)):
+            # What is a keyword in another version is in quotes as well.
+            assert quote_name(word) in (quoted, f'"{word}"')
+            assert quoted == word or quote_name(word) == quoted
 
 
 # ---- who was in the way

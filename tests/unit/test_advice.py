@@ -20,6 +20,7 @@ _NOW = datetime.datetime(2025, 6, 1, tzinfo=datetime.UTC)
 _SETTINGS = Settings(
     version=160000,
     database="shop",
+    connection="-h prod -p 5433 -d shop",
     block_bytes=8192,
     autovacuum=True,
     vacuum_threshold=50,
@@ -32,6 +33,9 @@ _SETTINGS = Settings(
     now=_NOW,
     counted_since=_NOW - datetime.timedelta(days=100),
     standbys=0,
+    in_recovery=False,
+    timeline=1,
+    transactions_per_s=0.1,
 )
 #: A million rows of 100 bytes.
 _ACTIVITY = Activity(
@@ -150,7 +154,7 @@ def test_repack() -> None:
     assert none(rewriting.repack(case(heap=(140 * _MB, 100 * _MB))))
     action = only(rewriting.repack(case(heap=(160 * _MB, 100 * _MB))))
     assert (action.kind, action.gain_bytes) == (ActionKind.REPACK, 60 * _MB)
-    assert action.command == "pglean repack -d shop -t public.orders"
+    assert action.command == "pglean repack -h prod -p 5433 -d shop -t public.orders"
     assert action.cost.disk_bytes == 120 * _MB
     # What is dead VACUUM makes free.
     assert none(rewriting.repack(case(heap=(160 * _MB, 100 * _MB), dead_rows=400_000)))
@@ -166,7 +170,7 @@ def test_repack() -> None:
 
 def test_reindex() -> None:
     action = only(rewriting.reindex(case(index=(50 * _MB, 30 * _MB))))
-    assert action.command == "pglean reindex -d shop -i public.orders_pkey"
+    assert action.command == "pglean reindex -h prod -p 5433 -d shop -i public.orders_pkey"
     assert action.gain_bytes == 20 * _MB
     assert none(rewriting.reindex(case(index=(49 * _MB, 30 * _MB))))
     assert none(rewriting.reindex(case(index=(10 * _MB, 3 * _MB))))
@@ -201,6 +205,8 @@ def _index(name: str, *columns: str, **attributes: Any) -> IndexUse:
         expressions="",
         predicate="",
         unique=False,
+        nulls_not_distinct=False,
+        deferrable=False,
         exclusion=False,
         constraint=False,
         replica_identity=False,
@@ -208,6 +214,7 @@ def _index(name: str, *columns: str, **attributes: Any) -> IndexUse:
         owned=False,
         valid=True,
         age_transactions=1_000_000,
+        made=None,
         scans=1,
         tuples_read=1,
         correlation=None,
@@ -248,6 +255,29 @@ def test_indexes_whose_columns_begin_another() -> None:
     assert _dropped(_index("a", "x", method="hash"), _index("b", "x", "y")) == set()
 
 
+def test_of_a_pair_of_indexes_one_stays() -> None:
+    # The longer one is the reason why the other goes; the planner could need it from then on.
+    assert _dropped(_index("a", "x", scans=0), _index("b", "x", "y", scans=0)) == {"a"}
+    assert _dropped(_index("a", "x", scans=0), _index("b", "x", scans=0)) == {"b"}
+    # Here it is the longer one that nobody uses.
+    assert _dropped(_index("a", "x", scans=1_000_000), _index("b", "x", "y", scans=0)) == {"b"}
+    young: dict[str, Any] = {"counted_since": _NOW}
+    assert _dropped(_index("a", "x", scans=9), _index("b", "x", "y", scans=0), settings=young) == set()
+    # Of those that begin with it, the one that is used is told.
+    three = (_index("a", "x", scans=9), _index("b", "x", "y", scans=0), _index("c", "x", "z", scans=9))
+    assert _dropped(*three) == {"a", "b"}
+
+
+def test_what_another_index_does_not_promise_stays() -> None:
+    clustered = _index("a", "x", clustered=True)
+    assert _dropped(clustered, _index("b", "x", unique=True)) == set()
+    assert _dropped(clustered, _index("b", "x")) == {"b"}
+    unique = _index("a", "x", unique=True, constraint=True)
+    assert _dropped(unique, _index("b", "x", unique=True, nulls_not_distinct=True)) == set()
+    assert _dropped(replace(unique, deferrable=True), _index("b", "x", unique=True)) == set()
+    assert _dropped(replace(unique, deferrable=True), _index("b", "x")) == {"b"}
+
+
 def test_indexes_that_nobody_uses() -> None:
     unused = _index("a", "x", scans=0)
     assert _dropped(unused) == {"a"}
@@ -258,11 +288,39 @@ def test_indexes_that_nobody_uses() -> None:
     assert _dropped(unused, settings=young) == set()
 
 
+def test_since_when_an_index_was_not_used() -> None:
+    def told(index: IndexUse, **settings: Any) -> Action | None:
+        given = case(indexes=(index,), settings=settings)
+        parts = (relation("index", index.name, 20 * _MB, 20 * _MB),)
+        found = list(dropping.drop(replace(given, bloat=replace(given.bloat, indexes=parts))))
+        return found[0] if found else None
+
+    unused = _index("a", "x", scans=0)
+    action = told(unused)
+    assert action is not None
+    assert action.reason.endswith("was not used once since 2025-02-21")
+    assert not any("promoted" in note or "standby" in note for note in action.notes)
+    # A thousand transactions a second: it may have been made ten minutes ago.
+    busy = told(unused, transactions_per_s=1000.0)
+    assert busy is not None
+    assert busy.reason.endswith("since it was made, or since 2025-02-21: when it was made is not known")
+    made = told(replace(unused, made=_NOW - datetime.timedelta(days=40)), transactions_per_s=1000.0)
+    assert made is not None
+    assert made.reason.endswith("was not used once since 2025-04-22")
+    assert told(replace(unused, made=_NOW - datetime.timedelta(days=30))) is None
+    promoted = told(unused, timeline=2)
+    assert promoted is not None
+    assert "was promoted or restored (timeline 2)" in promoted.notes[-1]
+    standby = told(unused, timeline=None, in_recovery=True)
+    assert standby is not None
+    assert "read on this standby alone" in standby.notes[-1]
+
+
 def test_order() -> None:
     ranged = _index("orders_at_idx", "at", scans=100, tuples_read=50_000, correlation=0.1)
     action = only(rewriting.repack(case(indexes=(ranged,), fetched_by_index=50_000)))
     assert action.kind is ActionKind.REPACK_ORDER
-    assert action.command == "pglean repack -d shop -t public.orders -o at"
+    assert action.command == "pglean repack -h prod -p 5433 -d shop -t public.orders -o at"
     for other in (
         replace(ranged, correlation=-0.9),
         replace(ranged, correlation=None),
@@ -295,6 +353,12 @@ def test_freezing() -> None:
     holder = Holder(Holding.SLOT, None, "old", None, "", None, "physical", None, 210_000_000, None, None, False, False)
     (note,) = only(vacuuming.freezing([age], Hold(holder))).notes
     assert "replication slot old (210000000 transactions behind)" in note
+    multixacts = only(vacuuming.freezing([replace(age, of="multixacts")], Hold(holder)))
+    assert multixacts.notes == ()
+    assert "the server makes no new ones" in multixacts.reason
+    temporary = only(vacuuming.freezing([replace(age, temporary=True, pid=7)], Hold(holder)))
+    assert (temporary.kind, temporary.command) == (ActionKind.END_HOLDER, "SELECT pg_terminate_backend(7);")
+    assert only(vacuuming.freezing([replace(age, temporary=True)], None)).command == ""
 
 
 _VACUUM = Vacuum(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pglean.catalog import split_names
-from pglean.server import application_name
+from pglean.server import application_name, connection_words
 from pglean.table import quote_name
 
 #: A name as SQL has it in double quotes: anything, the quotes in it doubled.
@@ -57,6 +57,9 @@ def test_names_are_split(value: str, names: list[str]) -> None:
         ("1st", '"1st"'),
         ("two words", '"two words"'),
         ('say "hi"', '"say ""hi"""'),
+        # Bare they would be something else: `-o user` the current role.
+        ("user", '"user"'),
+        ("order", '"order"'),
         ("größe", '"größe"'),
         ("", '""'),
     ],
@@ -83,3 +86,25 @@ def test_application_name_fits_the_server(purpose: str) -> None:
 def test_application_name_is_cut_between_characters() -> None:
     assert application_name("17 orders copy 42%") == "pglean 17 orders copy 42%"
     assert application_name("ä" * 40) == "pglean " + "ä" * 28
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "words"),
+    [
+        ("", "-d shop"),
+        ("host=prod port=5433 user=app password=x", "-h prod -p 5433 -U app -d shop"),
+        ("host=a,b sslmode=require", "-d 'dbname=shop host=a,b sslmode=require'"),
+        # Whatever may hold a secret is not repeated, whether libpq knows it for one or not.
+        ("host=prod sslkey=pkcs11:token=t;pin-value=1", "-h prod -d shop"),
+        ("host=prod options='-c app.token=secret'", "-h prod -d shop"),
+        ("host=prod sslpassword=secret application_name=secret", "-h prod -d shop"),
+    ],
+)
+def test_the_way_to_a_database_is_told_without_secrets(conninfo: str, words: str) -> None:
+    assert connection_words(conninfo, "shop") == words
+
+
+def test_a_database_that_looks_like_a_connection_string_is_none() -> None:
+    assert (
+        connection_words("", "host=10.6.6.6 user=postgres") == """-d 'dbname='"'"'host=10.6.6.6 user=postgres'"'"''"""
+    )

@@ -128,6 +128,9 @@ class Age:
     bytes: int
     #: Whether a VACUUM of it is running.
     in_vacuum: bool = False
+    #: Whether it is temporary: nobody but its session can vacuum it; whose that is, where it is known.
+    temporary: bool = False
+    pid: int | None = None
 
     @property
     def share(self) -> float:

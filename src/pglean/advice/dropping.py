@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 
 from pglean.advice import cost
 from pglean.advice.advice import Action, ActionKind
 from pglean.advice.cost import Cost
-from pglean.advice.figures import Case, IndexUse
+from pglean.advice.figures import Case, IndexUse, Settings
 from pglean.disk import bytes_text
 from pglean.table import quote_name
 
@@ -25,20 +26,46 @@ def drop(case: Case) -> Iterator[Action]:
     """Indexes that are there twice, whose columns another begins with, or that were never used."""
     sizes = {index.name: index.bytes for index in case.bloat.indexes}
     large = [index for index in case.indexes if sizes.get(index.name, 0) * _SMALLER >= case.min_gain_bytes]
-    told: set[int] = set()
+    # What stays because another one goes, does not go itself.
+    told, stays = set[int](), set[int]()
     for index, other, why in (*_twice(case.indexes), *_begun(case.indexes)):
         if index in large and index.oid not in told:
             told.add(index.oid)
+            stays.add(other.oid)
             yield _action(case, index, sizes[index.name], f"{why} {quote_name(other.name)}", ())
-    since = case.settings.counted_since
-    counted = case.settings.now - since >= _COUNTED
     used = case.activity.scans or any(index.scans for index in case.indexes)
     for index in large:
-        if counted and used and not index.scans and not index.needed and _old(index) and index.oid not in told:
-            notes = ["jobs that run once a year may need it"]
-            if case.settings.standbys:
-                notes.append("standbys have counters of their own: look there as well")
-            yield _action(case, index, sizes[index.name], f"was not used once since {since:%Y-%m-%d}", tuple(notes))
+        since = _unused_since(case.settings, index)
+        if used and since and not index.scans and not index.needed and index.oid not in told | stays:
+            why = f"was not used once since {since}"
+            yield _action(case, index, sizes[index.name], why, tuple(_of_counters(case.settings)))
+
+
+def _unused_since(settings: Settings, index: IndexUse) -> str:
+    """From when on its use was counted, in words; empty where that is not long ago, or it was made just now."""
+    since, now = settings.counted_since, settings.now
+    if index.made is not None:
+        since = max(since, index.made)
+        return f"{since:%Y-%m-%d}" if now - since >= _COUNTED else ""
+    # What was made longer ago than ages can tell seems to come from the future.
+    age = math.inf if index.age_transactions < 0 else index.age_transactions
+    if now - since < _COUNTED or age < _MADE_TRANSACTIONS:
+        return ""
+    old = age >= settings.transactions_per_s * _COUNTED.total_seconds()
+    return f"{since:%Y-%m-%d}" if old else f"it was made, or since {since:%Y-%m-%d}: when it was made is not known"
+
+
+def _of_counters(settings: Settings) -> Iterator[str]:
+    yield "jobs that run once a year may need it"
+    if settings.in_recovery:
+        yield "this is what was read on this standby alone: the primary and other standbys have counters of their own"
+    elif settings.standbys:
+        yield "standbys have counters of their own: look there as well"
+    if settings.timeline is not None and settings.timeline > 1:
+        yield (
+            f"the server was promoted or restored (timeline {settings.timeline}): what was read on its predecessor was"
+            " not counted here"
+        )
 
 
 def _action(case: Case, index: IndexUse, size: int, why: str, notes: tuple[str, ...]) -> Action:
@@ -65,30 +92,27 @@ def _twice(indexes: tuple[IndexUse, ...]) -> Iterator[tuple[IndexUse, IndexUse, 
         # What does more than be searched stays; then what is used most.
         first, *others = sorted(group, key=lambda i: (not _bound(i), not i.unique, -i.scans, i.name))
         for other in others:
-            if not _bound(other):
+            if not _bound(other) and (not other.unique or other.promise == first.promise):
                 yield other, first, "is the same as"
 
 
 def _begun(indexes: tuple[IndexUse, ...]) -> Iterator[tuple[IndexUse, IndexUse, str]]:
-    """B-trees whose columns another one begins with."""
+    """B-trees whose columns another one begins with, which is used, or they are not either."""
     for index in indexes:
-        for other in indexes:
-            if (
-                index.method == other.method == "btree"
-                and not index.needed
-                and other.valid
-                and not index.expressions + other.expressions
-                and index.predicate == other.predicate
-                and len(index.keys) == len(index.columns) < len(other.columns)
-                and other.keys[: len(index.keys)] == index.keys
-            ):
-                yield index, other, "has the columns that begin those of"
-                break
+        longer = [other for other in indexes if _begins(index, other) and (other.scans or not index.scans)]
+        if longer and not index.needed:
+            yield index, max(longer, key=lambda other: other.scans), "has the columns that begin those of"
 
 
-def _old(index: IndexUse) -> bool:
-    # What was made longer ago than ages can tell seems to come from the future.
-    return index.age_transactions >= _MADE_TRANSACTIONS or index.age_transactions < 0
+def _begins(index: IndexUse, other: IndexUse) -> bool:
+    return (
+        index.method == other.method == "btree"
+        and other.valid
+        and not index.expressions + other.expressions
+        and index.predicate == other.predicate
+        and len(index.keys) == len(index.columns) < len(other.columns)
+        and other.keys[: len(index.keys)] == index.keys
+    )
 
 
 def _bound(index: IndexUse) -> bool:

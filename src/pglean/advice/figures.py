@@ -20,6 +20,8 @@ class Settings:
 
     version: int
     database: str
+    #: Options of the command line that lead to it.
+    connection: str
     block_bytes: int
     #: Whether autovacuum runs: `autovacuum` and `track_counts` are on.
     autovacuum: bool
@@ -38,6 +40,11 @@ class Settings:
     counted_since: datetime.datetime
     #: Standbys that stream from here, and physical slots.
     standbys: int
+    in_recovery: bool
+    #: How often a standby was promoted, or a backup restored, and one more; None on a standby.
+    timeline: int | None
+    #: In all databases.
+    transactions_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +89,16 @@ class IndexUse:
     method: str
     #: Key columns by name; None for an expression.
     columns: tuple[str | None, ...]
-    #: Of each key column and of those that are only included: number, operator class, collation, direction.
+    #: Of each key column and of those that are only included: number, operator class, its parameters, collation,
+    #: direction.
     keys: tuple[tuple[str, ...], ...]
     #: Expressions and predicate as the server stores them.
     expressions: str
     predicate: str
     unique: bool
+    #: Whether NULL is a value like any other (PostgreSQL 15), and whether it is looked at only at the commit perhaps.
+    nulls_not_distinct: bool
+    deferrable: bool
     exclusion: bool
     #: Whether a constraint needs it: its own, or somebody's foreign key.
     constraint: bool
@@ -99,10 +110,17 @@ class IndexUse:
     valid: bool
     #: How many transactions were begun since it was made or altered.
     age_transactions: int
+    #: When that was, where commits leave their time.
+    made: datetime.datetime | None
     scans: int
     tuples_read: int
     #: Of its first column, as pg_stats has it: 1 where rows lie in this order, 0 where they lie anyhow.
     correlation: float | None
+
+    @property
+    def promise(self) -> tuple[bool, bool, bool]:
+        """What it says of the rows."""
+        return self.unique, self.nulls_not_distinct, self.deferrable
 
     @property
     def needed(self) -> bool:

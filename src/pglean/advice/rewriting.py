@@ -94,7 +94,7 @@ def _command(case: Case, order: str | None) -> str:
     if not _online(case):
         return f"VACUUM FULL {case.name};"
     sorting = "" if order is None else f" -o {shlex.quote(order)}"
-    return f"pglean repack {_database(case)} -t {shlex.quote(case.name)}{sorting}"
+    return f"pglean repack {case.settings.connection} -t {shlex.quote(case.name)}{sorting}"
 
 
 def reindex(case: Case) -> Iterator[Action]:
@@ -123,7 +123,7 @@ def reindex(case: Case) -> Iterator[Action]:
         ActionKind.REINDEX,
         case.name,
         f"its heap is not bloated, but {len(chosen)} of {len(case.bloat.indexes)} indexes: {each}",
-        " ".join(["pglean reindex", _database(case), *(f"-i {shlex.quote(name)}" for name in names)]),
+        " ".join(["pglean reindex", case.settings.connection, *(f"-i {shlex.quote(name)}" for name in names)]),
         cost.of_reindex(case.bloat.heap.bytes, after, len(chosen)),
         f"{bytes_text(gain)} of disk space",
         gain,
@@ -219,7 +219,3 @@ def _order_reason(case: Case, index: IndexUse) -> str:
 
 def _columns(index: IndexUse) -> str:
     return ", ".join(quote_name(column) for column in index.columns if column is not None)
-
-
-def _database(case: Case) -> str:
-    return f"-d {shlex.quote(case.settings.database)}"

@@ -39,7 +39,7 @@ def settings(server: Server, conn: Connection) -> Settings:
     row = conn.execute(query("advice.settings")).fetchone()
     assert row is not None
     capabilities = server.capabilities
-    return Settings(capabilities.version, capabilities.database, capabilities.block_bytes, *row)
+    return Settings(capabilities.version, capabilities.database, server.words, capabilities.block_bytes, *row)
 
 
 def read(server: Server, conn: Connection, tables: Sequence[TableBloat]) -> Figures:
@@ -113,13 +113,28 @@ def _index(
     columns: list[str | None],
     numbers: list[str],
     classes: list[str],
+    parameters: list[str],
     collations: list[str],
     directions: list[str],
     expressions: str,
     predicate: str,
     *others: Any,
 ) -> tuple[IndexUse, int]:
-    unique, exclusion, constraint, replica_identity, clustered, owned, valid, age, *counts, correlation = others
+    (
+        unique,
+        nulls_not_distinct,
+        deferrable,
+        exclusion,
+        constraint,
+        replica_identity,
+        clustered,
+        owned,
+        valid,
+        age,
+        made,
+        *counts,
+        correlation,
+    ) = others
     scans, read, fetched = counts
     # Columns that are only included have a number alone.
     included = [(number,) for number in numbers[len(columns) :]]
@@ -130,10 +145,12 @@ def _index(
         name=name,
         method=method,
         columns=tuple(columns),
-        keys=(*zip(numbers, classes, collations, directions, strict=False), *included),
+        keys=(*zip(numbers, classes, parameters, collations, directions, strict=False), *included),
         expressions=expressions,
         predicate=predicate,
         unique=unique,
+        nulls_not_distinct=nulls_not_distinct,
+        deferrable=deferrable,
         exclusion=exclusion,
         constraint=constraint,
         replica_identity=replica_identity,
@@ -141,6 +158,7 @@ def _index(
         owned=owned,
         valid=valid,
         age_transactions=age,
+        made=made,
         scans=scans,
         tuples_read=read,
         correlation=correlation,
@@ -152,14 +170,14 @@ def ages(conn: Connection, oids: list[int] | None, vacuums: Sequence[Vacuum]) ->
     """Of these tables, or of all and of other databases: the ages that are near their limit, the nearest first."""
     running = {vacuum.oid for vacuum in vacuums}
     found = []
-    for oid, schema, name, toast, of, age, options, setting, failsafe, size in conn.execute(
+    for oid, schema, name, toast, of, age, options, setting, failsafe, size, temporary, pid in conn.execute(
         query("advice.ages"), {"oids": oids, "share": _NEAR}
     ):
         limit = min(integer(parameters(options), _LIMITS[of], setting), setting)
         if age < _NEAR * limit:
             continue
         qualified = f"{quote_name(schema)}.{quote_name(name)}"
-        found.append(Age(qualified, oid, toast, of, age, limit, failsafe, size, oid in running))
+        found.append(Age(qualified, oid, toast, of, age, limit, failsafe, size, oid in running, temporary, pid))
     if oids is None:
         for name, of, age, limit, failsafe in foreign.rows(conn, query("advice.databases")):
             found.append(Age(f"database {quote_name(name)}", None, False, of, age, limit, failsafe, 0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,13 +17,15 @@ from pglean.bloat import survey as bloat
 from pglean.bloat.finding import Bloat
 from pglean.disk import bytes_text
 from pglean.errors import Finding, UsageError
-from pglean.horizon import Holder
+from pglean.horizon import Holder, Holding
 from pglean.server import Connection, Server
 
 #: Gains that are smaller are not worth an action, where nothing else is said.
 MIN_GAIN_BYTES = 8 << 20
 #: What a VACUUM might not remove is told of transactions that have been open for so long.
 _OPEN_S = 60.0
+_ELSEWHERE = "this server is a standby, where nothing can be done: ask pglean advise on the primary"
+_ALWAYS = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 #: Notes of a heap of which ANALYZE would tell more; until it has, these are not advised.
 _MISSING = ("no statistics: ", "no statistics of ")
@@ -91,6 +95,8 @@ def look(server: Server, conn: Connection, request: Request, on_table: bloat.Cal
             unknown += not case.bloat.heap.known
             own = [nothing] if request.bloat.tables else []
         actions += own
+    if standby:
+        actions = [replace(action, command="", notes=(*action.notes, _ELSEWHERE)) for action in actions]
     actions.sort(key=lambda action: action.rank)
     return Advice(
         database=settings.database,
@@ -117,45 +123,62 @@ def _cases(
     min_gain_bytes: int,
 ) -> list[Case]:
     running = {vacuum.oid for vacuum in vacuums}
+    keepers = _keepers(holders)
     cases = []
     for table in found:
         # What was dropped meanwhile has none.
         if (activity := figures.activities.get(table.oid)) is None:
             continue
-        keeper = next((holder for holder in holders if activity.dead_rows and _kept(holder, activity.vacuumed)), None)
-        cases.append(
-            Case(
-                bloat=table,
-                activity=activity,
-                indexes=figures.indexes.get(table.oid, ()),
-                settings=settings,
-                min_gain_bytes=min_gain_bytes,
-                kept_by=None if keeper is None else keeper.phrase,
-                in_vacuum=table.oid in running,
-            )
+        case = Case(
+            bloat=table,
+            activity=activity,
+            indexes=figures.indexes.get(table.oid, ()),
+            settings=settings,
+            min_gain_bytes=min_gain_bytes,
+            in_vacuum=table.oid in running,
         )
+        began = vacuuming.began(case) if activity.dead_rows else None
+        keeper = None if began is None else next((holder for since, holder in keepers if since <= began), None)
+        cases.append(case if keeper is None else replace(case, kept_by=keeper.phrase))
     return cases
 
 
-def _kept(holder: Holder, vacuumed: datetime.datetime | None) -> bool:
-    """Whether this one keeps all dead rows of a table that was last vacuumed then.
+def _since(holder: Holder) -> datetime.datetime | None:
+    """From when on this one certainly keeps what a VACUUM that began then has left; None where nothing is certain.
 
-    What VACUUM has left since he began, it could not remove; and what has died afterwards, he can see, too. Of slots
-    it is mostly not known since when they hold; then only of those that are far behind, or that nobody uses.
+    What VACUUM has left since, it could not remove; and what has died afterwards, he can see, too. Where it is not
+    known since when he holds, as of most slots, then only of those that are far behind, or of slots that nobody uses.
     """
-    if holder.catalogs_only or vacuumed is None:
-        return False
+    if holder.catalogs_only:
+        return None
     if holder.since is not None:
-        return holder.since <= vacuumed
-    return holder.lasts() or not holder.active
+        return holder.since
+    far = holder.age_transactions > horizon.LONG_TRANSACTIONS
+    return _ALWAYS if far or (holder.kind is Holding.SLOT and not holder.active) else None
+
+
+def _keepers(holders: Sequence[Holder]) -> list[tuple[datetime.datetime, Holder]]:
+    """Those that can be the first to keep the rows of a table: each has held for longer than all before."""
+    keepers: list[tuple[datetime.datetime, Holder]] = []
+    for holder in holders:
+        since = _since(holder)
+        if since is not None and (not keepers or since < keepers[-1][0]):
+            keepers.append((since, holder))
+    return keepers
 
 
 def _holds(cases: Sequence[Case], holders: Sequence[Holder], min_gain_bytes: int) -> list[Hold]:
+    # The last vacuumed first: each holder keeps the dead rows of the first few. There may be many of both.
+    dead = [(began, case) for case in cases if case.activity.dead_rows and (began := vacuuming.began(case))]
+    dead.sort(key=lambda one: one[0], reverse=True)
+    times = [-began.timestamp() for began, _ in dead]
+    sums = list(itertools.accumulate((case.dead_bytes for _, case in dead), initial=0))
     holds = []
     for holder in holders:
-        kept = [case for case in cases if case.activity.dead_rows and _kept(holder, case.activity.vacuumed)]
-        kept.sort(key=lambda case: -case.activity.dead_rows)
-        if holder.lasts() or (kept and sum(case.dead_bytes for case in kept) >= min_gain_bytes):
+        since = _since(holder)
+        count = 0 if since is None else len(dead) if since == _ALWAYS else bisect_right(times, -since.timestamp())
+        if holder.lasts() or (count and sums[count] >= min_gain_bytes):
+            kept = sorted((case for _, case in dead[:count]), key=lambda case: -case.activity.dead_rows)
             holds.append(Hold(holder, tuple((case.name, int(case.activity.dead_rows)) for case in kept)))
     return holds
 
@@ -182,7 +205,9 @@ def _of_holds(
     sizes = {case.name: case.dead_bytes for case in cases}
     for hold in holds:
         kept = sum(sizes[name] for name, _ in hold.keeps)
-        if kept >= max(min_gain_bytes, 1) or hold.holder.age_transactions > horizon.LONG_TRANSACTIONS:
+        # The snapshot of whoever has just begun is as old as the oldest transaction: that one is to be ended.
+        far = hold.holder.lasts() and hold.holder.age_transactions > horizon.LONG_TRANSACTIONS
+        if kept >= max(min_gain_bytes, 1) or far:
             yield vacuuming.ended(hold, settings.database, kept)
 
 

@@ -20,6 +20,11 @@ _SCALE_FACTOR, _LATE_ROWS = 0.02, 100_000
 _LATE_SHARE = 0.2
 #: Transactions in units of its limit, from which on autovacuum evidently does not manage.
 _OVERDUE = 1.5
+#: What comes in the end, three million before the numbers would mean something else.
+_END = {
+    "transactions": "at 2,144,000,000 the server takes no writes",
+    "multixacts": "at 2,144,000,000 the server makes no new ones: row locks that several share fail",
+}
 _MB = 1 << 20
 
 
@@ -161,7 +166,9 @@ def ended(hold: Hold, database: str, row_bytes: int) -> Action:
     if hold.keeps:
         most = ", ".join(f"{table} ({rows:,})" for table, rows in hold.keeps[:3])
         reason += f"; VACUUM has been at {len(hold.keeps):,} table{'s' if len(hold.keeps) > 1 else ''} since,"
-        reason += f" and could not remove their dead rows: {most}{' …' if len(hold.keeps) > 3 else ''}"
+        reason += f" and their dead rows are still there: {most}{' …' if len(hold.keeps) > 3 else ''}"
+    elif not holder.catalogs_only:
+        reason += f"; what has died in the last {holder.age_transactions:,} transactions may have to stay"
     if holder.query:
         reason += f"; its query: {' '.join(holder.query.split())[:200]}"
     return Action(
@@ -182,22 +189,60 @@ def freezing(ages: Sequence[Age], oldest: Hold | None) -> Iterator[Action]:
     for age in ages:
         if age.oid is None or age.share < 1 or age.in_vacuum:
             continue
+        if age.temporary:
+            yield _of_session(age)
+            continue
         notes = []
-        if oldest is not None and oldest.holder.age_transactions >= age.limit:
+        # Whom they are newer than, multixacts do not tell.
+        if age.of == "transactions" and oldest is not None and oldest.holder.age_transactions >= age.limit:
             notes.append(f"nothing newer can be frozen while the horizon is held by {oldest.holder.phrase}")
         part = "its TOAST table" if age.toast else "it"
         yield Action(
             ActionKind.FREEZE,
             age.name,
             f"the oldest row of {part} is {age.age:,} {age.of} old; from {age.limit:,} on autovacuum comes to freeze,"
-            f" from {age.failsafe:,} on it leaves all else aside, and at 2,144,000,000 the server takes no writes",
+            f" from {age.failsafe:,} on it leaves all else aside, and {_END[age.of]}",
             f"VACUUM (FREEZE) {age.name};",
             cost.of_vacuum(age.bytes, 0, 0),
             "no VACUUM that comes at a bad time",
             notes=tuple(notes),
             at_issue_bytes=age.bytes,
-            urgent=age.share >= _OVERDUE or age.age >= age.failsafe,
+            urgent=_overdue(age),
         )
+
+
+def _of_session(age: Age) -> Action:
+    who = "the session that has made it" if age.pid is None else f"the session that has made it, pid {age.pid}"
+    return Action(
+        ActionKind.END_HOLDER,
+        age.name,
+        f"the oldest row of {'its TOAST table' if age.toast else 'it'} is {age.age:,} {age.of} old, past"
+        f" {age.limit:,}; as it is temporary, only {who} can freeze it, and until then the database stays as old,"
+        f" and {_END[age.of]}",
+        "" if age.pid is None else f"SELECT pg_terminate_backend({age.pid});",
+        gain="the table goes with its session",
+        notes=("look first whose it is: what the session has in temporary tables is lost",),
+        at_issue_bytes=age.bytes,
+        urgent=_overdue(age),
+    )
+
+
+def _overdue(age: Age) -> bool:
+    return age.share >= _OVERDUE or age.age >= age.failsafe
+
+
+def began(case: Case) -> datetime.datetime | None:
+    """When the last VACUUM had not begun yet, as far as can be told; None where there was none.
+
+    The server tells when it ended, and not what it took: three times what it is estimated to take, of a table that has
+    to be read as a whole, and for autovacuum, which rests, thirty times.
+    """
+    activity = case.activity
+    if activity.vacuumed is None:
+        return None
+    took = cost.of_vacuum(case.bloat.bytes, 0, 0).seconds or 0.0
+    factor = 30 if activity.vacuumed == activity.autovacuumed else 3
+    return activity.vacuumed - datetime.timedelta(seconds=factor * took)
 
 
 # ---- figures in words

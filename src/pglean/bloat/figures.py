@@ -48,7 +48,7 @@ class Btree:
     deduplicated: bool
     #: Number of distinct keys by extended statistics, read as `Column.n_distinct`; None where there are none.
     n_distinct: float | None = None
-    #: Rows of the table that ANALYZE looks at.
+    #: Rows that ANALYZE looks at; where it is partial, those of them that it holds.
     sampled_rows: float = math.inf
     #: Whether the statistics say nothing of most rows; see `Table.outdated`.
     outdated: bool = False

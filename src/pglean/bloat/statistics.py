@@ -89,7 +89,7 @@ def _read(conn: Connection, oids: list[int] | None, schemas: list[str] | None) -
         deduplicated = alike and boolean(given, "deduplicate_items", default=True)
         btree = None
         if index in keys:
-            sampled = shapes[oid].sampled
+            sampled = shapes[oid].sampled * (1.0 if share is None else share)
             btree = Btree(tuple(keys[index]), unique, deduplicated, distinct, sampled, oid in outdated)
         by_table[oid].append(Index(index, name, method, size, integer(given, "fillfactor", 90), share, btree, present))
     return [replace(table, indexes=tuple(by_table[table.oid])) for table in tables]

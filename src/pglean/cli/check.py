@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -29,6 +31,8 @@ from pglean.options import size_bytes
 from pglean.report import counted
 from pglean.server import translate
 
+#: A check that cannot be ended otherwise is killed so long after its time is up.
+_GRACE_S = 2.0
 #: So many tables are told of in detail.
 _TOP = 20
 #: What is smaller is left out, where no table is named.
@@ -137,7 +141,7 @@ def check_command(
     """
     thresholds = Thresholds(Threshold.parse("warning", warning), Threshold.parse("critical", critical))
     min_bytes = size_bytes("min-size", min_size or ("0" if tables else _MIN_SIZE))
-    with _deadline(timeout):
+    with _deadline(timeout, as_json=as_json):
         database = open_database(**connection)
         with interruptible(database):
             found = database.bloat(
@@ -163,20 +167,30 @@ def check_command(
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
+def _deadline(seconds: float, *, as_json: bool) -> Iterator[None]:
     """Raises `PgleanError` in the block when the time is up, wherever it is.
 
-    Nothing is written meanwhile, so nothing is left half done.
+    Nothing is written meanwhile, so nothing is left half done. Where the block does not come to an end by that, as
+    while a name is looked up, the process is ended.
     """
+    error = PgleanError(f"no answer within {seconds:g} s", hint="--timeout SECS gives it more time.")
 
     def end(_: int, __: FrameType | None) -> None:
-        raise PgleanError(f"no answer within {seconds:g} s", hint="--timeout SECS gives it more time.")
+        raise error
 
+    def last_resort() -> None:
+        status = _unknown(error, as_json=as_json)
+        os._exit(status)
+
+    watchdog = threading.Timer(seconds + _GRACE_S, last_resort)
+    watchdog.daemon = True
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    watchdog.start()
     try:
         yield
     finally:
+        watchdog.cancel()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

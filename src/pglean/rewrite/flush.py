@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -29,8 +30,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pglean.errors import ConnectionLost
-from pglean.rewrite.run import Run
-from pglean.server import Connection
+from pglean.server import Connection, Server
 from pglean.sql import query
 
 #: WAL that may gather, in bytes; how often is looked, and how often while nothing gathers.
@@ -45,19 +45,26 @@ class Flush:
     may not be had or be ended, the run goes on, slower. On entry: the schema is there.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(
+        self,
+        server: Server,
+        purpose: str,
+        *,
+        throttled: Callable[[], object] = lambda: False,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`purpose` of its session; `throttled`: whether what gathers now is not ours."""
+        self._server, self._purpose, self._throttled, self._tell = server, purpose, throttled, tell
         self._stack = contextlib.ExitStack()
         self._stop = threading.Event()
         #: Set while we write much.
         self.busy = threading.Event()
 
     def __enter__(self) -> Self:
-        run = self._run
         try:
-            conn = self._stack.enter_context(run.server.connect(f"{run.job.id} {run.table.name} flush"))
+            conn = self._stack.enter_context(self._server.connect(self._purpose))
         except ConnectionLost as error:
-            run.reporter.message(f"goes on without the session that flushes the WAL: {error.message}")
+            self._tell(f"goes on without the session that flushes the WAL: {error.message}")
             return self
         thread = threading.Thread(target=self._watch, args=(conn,), name="pglean flush", daemon=True)
         # In this order: the session is closed when the thread has ended.
@@ -86,8 +93,7 @@ class Flush:
                 if self._stop.wait(pause_s):
                     return
                 pause_s = min(pause_s * 2, _SELDOM_S)
-                if self._run.gate.reason:
-                    # What gathers now is not ours.
+                if self._throttled():
                     continue
                 with contextlib.suppress(pg.LockNotAvailable):
                     if cursor.execute(query("job.flush"), {"bytes": _GATHERED_BYTES}).fetchone():

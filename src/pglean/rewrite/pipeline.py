@@ -392,7 +392,9 @@ def _walk(run: Run, keeper: Connection, throttle: Throttle, first: Phase) -> dic
         first = _revive(run, first)
     position = _POSITION[first]
     watched = False
-    with Flush(run) as flush, contextlib.ExitStack() as watch:
+    purpose = f"{run.job.id} {run.table.name} flush"
+    flushing = Flush(run.server, purpose, throttled=lambda: run.gate.reason, tell=run.reporter.message)
+    with flushing as flush, contextlib.ExitStack() as watch:
         while position < len(STEPS):
             step = STEPS[position]
             if step.phase is Phase.CLEANING:

@@ -12,7 +12,14 @@ SELECT current_setting('autovacuum')::bool AND current_setting('track_counts')::
                                     -- Of those that are never reset by themselves this tells when a crash has lost them all.
                                     (SELECT stats_reset FROM pg_stat_archiver)),
        (SELECT count(*) FROM pg_stat_replication)
-       + (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active)
+       + (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active),
+       pg_is_in_recovery(),
+       CASE WHEN NOT pg_is_in_recovery()
+            THEN ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END,
+       -- At the most, as reading alone takes no XID; but subtransactions take one each.
+       (SELECT sum((d.xact_commit + d.xact_rollback)
+                   / greatest(extract(epoch FROM clock_timestamp() - coalesce(d.stats_reset, a.stats_reset)), 1))
+          FROM pg_stat_database d CROSS JOIN pg_stat_archiver a)::float8
   FROM (SELECT setting::bigint * 1024 FROM pg_settings WHERE name = 'maintenance_work_mem') AS maintenance(bytes)
  CROSS JOIN (SELECT nullif(setting::bigint, -1) * 1024 FROM pg_settings WHERE name = 'autovacuum_work_mem') AS autovacuum(bytes)
 
@@ -46,13 +53,18 @@ SELECT i.indexrelid, i.indrelid, n.nspname, c.relname, am.amname,
                FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(number, place)
                LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number AND k.number <> 0
               WHERE place <= i.indnkeyatts ORDER BY place),
-       string_to_array(i.indkey::text, ' '), string_to_array(i.indclass::text, ' '), string_to_array(i.indcollation::text, ' '),
-       string_to_array(i.indoption::text, ' '),
+       string_to_array(i.indkey::text, ' '), string_to_array(i.indclass::text, ' '),
+       ARRAY(SELECT coalesce(array_to_string(a.attoptions, ','), '') FROM pg_attribute a
+              WHERE a.attrelid = i.indexrelid AND a.attnum BETWEEN 1 AND i.indnkeyatts ORDER BY a.attnum),
+       string_to_array(i.indcollation::text, ' '), string_to_array(i.indoption::text, ' '),
        coalesce(regexp_replace(i.indexprs::text, ':location -?\d+', '', 'g'), ''),
        coalesce(regexp_replace(i.indpred::text, ':location -?\d+', '', 'g'), ''),
-       i.indisunique, i.indisexclusion, c.oid IN (SELECT oid FROM needed),
+       -- PostgreSQL 14 has no NULLS NOT DISTINCT.
+       i.indisunique, coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false), NOT i.indimmediate,
+       i.indisexclusion, c.oid IN (SELECT oid FROM needed),
        i.indisreplident, i.indisclustered, c.relispartition OR c.oid IN (SELECT oid FROM owned),
        i.indisvalid AND i.indisready AND i.indislive, age(i.xmin),
+       CASE WHEN current_setting('track_commit_timestamp')::bool THEN pg_xact_commit_timestamp(i.xmin) END,
        pg_stat_get_numscans(c.oid), pg_stat_get_tuples_returned(c.oid), pg_stat_get_tuples_fetched(c.oid),
        s.correlation::float8
   FROM unnest(%(oids)s::oid[]) AS wanted(oid)
@@ -70,22 +82,33 @@ SELECT i.indexrelid, i.indrelid, n.nspname, c.relname, am.amname,
 -- name: ages
 -- Relations, system catalogs among them, of which the oldest row is near the limit from which on autovacuum comes to
 -- freeze; or that have a limit of their own, which is lower then. A TOAST table without storage parameters has those of
--- its table.
+-- its table. Of temporary tables the session, which the name of their schema tells from PostgreSQL 16 on.
 SELECT coalesce(p.oid, c.oid), n.nspname, coalesce(p.relname, c.relname), p.oid IS NOT NULL, a.of, a.age, a.options, a.most, a.failsafe,
-       c.relpages * current_setting('block_size')::bigint
+       c.relpages * current_setting('block_size')::bigint, c.relpersistence = 't',
+       CASE WHEN c.relpersistence = 't' AND current_setting('server_version_num')::int >= 160000
+            THEN pg_stat_get_backend_pid(coalesce(substring(n.nspname, '^pg_temp_(\d+)$'),
+                                                  substring(own.nspname, '^pg_toast_temp_(\d+)$'))::int) END
   FROM pg_class c
+  JOIN pg_namespace own ON own.oid = c.relnamespace
   LEFT JOIN pg_class p ON p.reltoastrelid = c.oid AND c.relkind = 't'
   JOIN pg_namespace n ON n.oid = coalesce(p.relnamespace, c.relnamespace)
  CROSS JOIN LATERAL (
      SELECT array_agg(o) FROM unnest(coalesce(c.reloptions, p.reloptions)) AS o
       WHERE starts_with(o, 'autovacuum_freeze_max_age=') OR starts_with(o, 'autovacuum_multixact_freeze_max_age=')
-     ) AS own(options)
+     ) AS given(options)
+ CROSS JOIN LATERAL (
+     -- As VACUUM has them: later than autovacuum comes at the least.
+     SELECT greatest(current_setting('vacuum_failsafe_age')::bigint,
+                     floor(current_setting('autovacuum_freeze_max_age')::bigint * 1.05)::bigint),
+            greatest(current_setting('vacuum_multixact_failsafe_age')::bigint,
+                     floor(current_setting('autovacuum_multixact_freeze_max_age')::bigint * 1.05)::bigint)
+     ) AS failsafe(xids, multixacts)
  CROSS JOIN LATERAL (VALUES
-     ('transactions', age(c.relfrozenxid), own.options, current_setting('autovacuum_freeze_max_age')::bigint,
-      current_setting('vacuum_failsafe_age')::bigint),
-     ('multixacts', mxid_age(c.relminmxid), own.options, current_setting('autovacuum_multixact_freeze_max_age')::bigint,
-      current_setting('vacuum_multixact_failsafe_age')::bigint)) AS a(of, age, options, most, failsafe)
- WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' AND c.relfrozenxid <> '0'::xid AND c.relminmxid <> '0'::xid
+     ('transactions', age(c.relfrozenxid), given.options, current_setting('autovacuum_freeze_max_age')::bigint,
+      failsafe.xids),
+     ('multixacts', mxid_age(c.relminmxid), given.options, current_setting('autovacuum_multixact_freeze_max_age')::bigint,
+      failsafe.multixacts)) AS a(of, age, options, most, failsafe)
+ WHERE c.relkind IN ('r', 'm', 't') AND c.relfrozenxid <> '0'::xid AND c.relminmxid <> '0'::xid
    AND (%(oids)s::oid[] IS NULL OR coalesce(p.oid, c.oid) = ANY (%(oids)s::oid[]))
    AND (a.age >= %(share)s * a.most OR a.options IS NOT NULL)
 
@@ -93,11 +116,17 @@ SELECT coalesce(p.oid, c.oid), n.nspname, coalesce(p.relname, c.relname), p.oid 
 -- The others, past their limit.
 SELECT datname, a.of, a.age, a.most, a.failsafe
   FROM pg_database
+ CROSS JOIN LATERAL (
+     -- As VACUUM has them: later than autovacuum comes at the least.
+     SELECT greatest(current_setting('vacuum_failsafe_age')::bigint,
+                     floor(current_setting('autovacuum_freeze_max_age')::bigint * 1.05)::bigint),
+            greatest(current_setting('vacuum_multixact_failsafe_age')::bigint,
+                     floor(current_setting('autovacuum_multixact_freeze_max_age')::bigint * 1.05)::bigint)
+     ) AS failsafe(xids, multixacts)
  CROSS JOIN LATERAL (VALUES
-     ('transactions', age(datfrozenxid), current_setting('autovacuum_freeze_max_age')::bigint,
-      current_setting('vacuum_failsafe_age')::bigint),
+     ('transactions', age(datfrozenxid), current_setting('autovacuum_freeze_max_age')::bigint, failsafe.xids),
      ('multixacts', mxid_age(datminmxid), current_setting('autovacuum_multixact_freeze_max_age')::bigint,
-      current_setting('vacuum_multixact_failsafe_age')::bigint)) AS a(of, age, most, failsafe)
+      failsafe.multixacts)) AS a(of, age, most, failsafe)
  WHERE datname <> current_database() AND a.age >= a.most
 
 -- name: vacuums

@@ -18,10 +18,7 @@ taken AS MATERIALIZED (
        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())),
 block AS MATERIALIZED (SELECT current_setting('block_size')::bigint AS bytes)
 SELECT c.oid, n.nspname, c.relname, r.rolname, r.rolsuper, root.name,
-       CASE WHEN %(oids)s::oid[] IS NULL THEN root.name ELSE (
-           SELECT ARRAY[pn.nspname::text, p.relname::text]
-             FROM named JOIN pg_class p ON p.oid = named.top JOIN pg_namespace pn ON pn.oid = p.relnamespace
-            WHERE named.oid = c.oid) END,
+       CASE WHEN %(oids)s::oid[] IS NULL THEN root.name WHEN top.oid IS NOT NULL THEN ARRAY[topn.nspname::text, top.relname::text] END,
        am.amhandler = 'heap_tableam_handler(internal)'::regprocedure,
        coalesce(pg_size.heap, c.relpages * block.bytes),
        c.reloptions,
@@ -46,6 +43,9 @@ SELECT c.oid, n.nspname, c.relname, r.rolname, r.rolsuper, root.name,
   LEFT JOIN pg_class t ON t.oid = c.reltoastrelid AND c.reltoastrelid <> 0
   LEFT JOIN pg_index i ON i.indrelid = t.oid AND i.indisvalid
   LEFT JOIN pg_class ti ON ti.oid = i.indexrelid
+  LEFT JOIN named ON named.oid = c.oid
+  LEFT JOIN pg_class top ON top.oid = named.top
+  LEFT JOIN pg_namespace topn ON topn.oid = top.relnamespace
  CROSS JOIN block
  CROSS JOIN LATERAL (
      SELECT CASE WHEN c.relispartition THEN (
@@ -64,7 +64,7 @@ SELECT c.oid, n.nspname, c.relname, r.rolname, r.rolsuper, root.name,
             OR coalesce(pg_stat_get_last_vacuum_time(t.oid), pg_stat_get_last_autovacuum_time(t.oid)) IS NOT NULL)
        AS counted(heap, toast)
  WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
-   AND CASE WHEN %(oids)s::oid[] IS NOT NULL THEN c.oid IN (SELECT oid FROM named)
+   AND CASE WHEN %(oids)s::oid[] IS NOT NULL THEN named.oid IS NOT NULL
             ELSE c.oid >= 16384 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'pglean')
                  AND (%(schemas)s::text[] IS NULL OR n.nspname = ANY (%(schemas)s::text[])) END
 

@@ -5,13 +5,26 @@
 -- VACUUM itself (not FULL) holds nothing back. A snapshot in another database keeps no row of this one; a transaction
 -- that writes there is older than the snapshots that are taken here, and counts through them. Slots count everywhere.
 -- Of sessions that the role may not look at nothing but their number is known, see `hidden`.
+-- A session does not hold since its transaction began: a snapshot may be that of the statement that runs, and an XID is
+-- assigned with the first write, which where nothing runs was before that. What is held while nothing runs is the snapshot
+-- of the whole transaction, or a cursor's.
 SELECT 'session', a.pid, '', coalesce(a.usename, a.backend_type), coalesce(a.application_name, ''), a.datname, coalesce(a.state, '?'),
-       a.query, greatest(age(a.backend_xmin), age(a.backend_xid)), a.xact_start,
-       extract(epoch FROM clock_timestamp() - a.xact_start)::float8, true, false, false
+       a.query, greatest(age(here.xmin), age(a.backend_xid)),
+       least(CASE WHEN a.backend_xid IS NOT NULL AND current_setting('track_commit_timestamp')::bool
+                  THEN pg_xact_commit_timestamp(((a.backend_xid::text::bigint - 1)::text)::xid) END,
+             CASE WHEN a.state IN ('active', 'fastpath function call')
+                  THEN CASE WHEN a.backend_xid IS NULL THEN a.query_start END
+                  WHEN a.backend_xid IS NOT NULL AND here.xmin IS NULL THEN a.state_change
+                  -- Walsenders do not tell when their transaction began.
+                  ELSE coalesce(a.xact_start, a.state_change) END),
+       extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start))::float8, true, false, false
   FROM pg_stat_activity a
- WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
-   AND a.backend_type <> 'walsender' AND a.leader_pid IS NULL
-   AND (a.datname = current_database() OR a.backend_xid IS NOT NULL)
+ CROSS JOIN LATERAL (SELECT CASE WHEN a.datname = current_database() THEN a.backend_xmin END) AS here(xmin)
+ WHERE (here.xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
+   -- A subscriber's first copy of a table runs in a walsender, in a transaction, and streams nothing; others are told below.
+   AND a.pid NOT IN (SELECT r.pid FROM pg_stat_replication r WHERE r.state IN ('catchup', 'streaming', 'stopping'))
+   -- Workers that apply in parallel have a leader, too, but transactions of their own.
+   AND a.backend_type IS DISTINCT FROM 'parallel worker'
    AND a.pid NOT IN (SELECT v.pid FROM pg_stat_progress_vacuum v)
 UNION ALL
 SELECT 'prepared transaction', NULL, gid, owner, '', database, '', NULL, age(transaction), prepared,
@@ -31,7 +44,7 @@ SELECT 'standby', r.pid, '', r.usename, coalesce(r.application_name, ''), NULL, 
        CASE WHEN current_setting('track_commit_timestamp')::bool THEN pg_xact_commit_timestamp(r.backend_xmin) END,
        NULL, true, false, false
   FROM pg_stat_replication r
- WHERE r.backend_xmin IS NOT NULL
+ WHERE r.backend_xmin IS NOT NULL AND r.state IN ('catchup', 'streaming', 'stopping')
 
 -- name: hidden
 -- Other sessions that the role may not look at.
