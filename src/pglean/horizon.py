@@ -7,6 +7,7 @@ prepared transactions, replication slots and standbys with `hot_standby_feedback
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +23,7 @@ LONG_S, LONG_TRANSACTIONS = 300.0, 100_000
 
 #: From these versions on, each within its major version, a slot that the server has invalidated holds nothing any more.
 _INVALID_SLOTS_LET_GO = {14: 140007, 15: 150002}
+_BUILDS_INDEX = re.compile(r"\s*(CREATE\s+(UNIQUE\s+)?INDEX|REINDEX\b.*)\s+CONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
 
 
 class Holding(StrEnum):
@@ -60,6 +62,8 @@ class Holder:
     active: bool
     #: Of a logical slot: only rows of the system catalogs are held.
     catalogs_only: bool
+    #: Of a session: the kind of process, as in pg_stat_activity.
+    backend_type: str = ""
 
     @property
     def phrase(self) -> str:
@@ -80,28 +84,62 @@ class Holder:
     def _open(self) -> str:
         return str(datetime.timedelta(seconds=int(self.open_s or 0)))
 
-    @property
-    def end(self) -> str:
-        """What ends it: a statement, or a sentence with one."""
+    def end(self, database: str) -> str:
+        """What ends it, for people in this database: a statement, or a sentence with the choices there are."""
         if self.kind is Holding.PREPARED:
             gid = _literal(self.name)
-            return f"COMMIT PREPARED {gid}; or ROLLBACK PREPARED {gid};"
+            return f"COMMIT PREPARED {gid} or ROLLBACK PREPARED {gid}{self._elsewhere(database)}"
         if self.kind is Holding.SESSION:
-            return f"SELECT pg_terminate_backend({self.pid});"
+            return self.command(database) or self._patience or f"end its transaction{self._elsewhere(database)}"
         there = "end what has long been open on the standby, or set hot_standby_feedback = off there"
         if self.kind is Holding.STANDBY:
             return there
-        reader = "standby" if self.state == "physical" else "subscriber"
         if not self.active:
-            return f"start the {reader} that uses it, or SELECT pg_drop_replication_slot({_literal(self.name)});"
+            return f"start the {self.reader} that uses it, or SELECT pg_drop_replication_slot({_literal(self.name)})"
         if self.state == "physical":
             return there.replace("the standby", "the standby that uses it", 1)
         return "let the subscriber that uses it confirm what it has received"
 
-    def ends(self, database: str) -> str:
-        """`end`, with where that must be done, if not in this database."""
-        elsewhere = self.kind is Holding.PREPARED and self.database not in (None, database)
-        return f"{self.end} in database {quote_name(self.database or '')}" if elsewhere else self.end
+    def command(self, database: str) -> str:
+        """The statement that ends it; empty where it is to be decided which, or that is to be done elsewhere."""
+        ours = self.kind is Holding.SESSION and self.database in (None, database)
+        return f"SELECT pg_terminate_backend({self.pid});" if ours and not self._patience else ""
+
+    @property
+    def caution(self) -> str:
+        """What should be known before it is ended; empty where that is all in `end`."""
+        if self.kind is Holding.PREPARED:
+            return (
+                "ask the transaction manager first whether it commits: it has prepared the transaction in other"
+                " databases as well, perhaps, and in all of them it must end in the same way"
+            )
+        if self.kind is Holding.SLOT and not self.active:
+            return f"the {self.reader} of a slot that is dropped has to be built anew"
+        ends = self.kind is Holding.SESSION and not self._patience
+        return "look first whose it is: what was not committed is lost" if ends else ""
+
+    @property
+    def reader(self) -> str:
+        """Who uses a slot."""
+        return "standby" if self.state == "physical" else "subscriber"
+
+    @property
+    def _patience(self) -> str:
+        """Of sessions that are better waited for: what to do."""
+        if self.kind is not Holding.SESSION:
+            return ""
+        if self.backend_type == "autovacuum worker":
+            return "wait until autovacuum is done there: it would come again"
+        if self.application_name.startswith("pglean "):
+            return "wait until that run of pglean is done; pglean status tells how far it is"
+        if self.application_name in ("pg_dump", "pg_dumpall"):
+            return "wait until the dump is done: what there is of it is of no use"
+        if self.state == "active" and _BUILDS_INDEX.match(self.query or ""):
+            return "wait until the index is built: what has been built would be left invalid, and cost each write"
+        return ""
+
+    def _elsewhere(self, database: str) -> str:
+        return "" if self.database in (None, database) else f" in database {quote_name(self.database or '')}"
 
     def lasts(self, long_s: float = LONG_S) -> bool:
         """Whether it has lasted for long."""

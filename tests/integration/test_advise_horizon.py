@@ -222,7 +222,10 @@ def test_prepared_transaction(db: Database) -> None:
     write_and_vacuum(db)
     hold, action = held(db, Holding.PREPARED)
     assert (hold.holder.name, hold.holder.role) == ("it's old", "postgres")
-    assert action.command == "COMMIT PREPARED 'it''s old'; or ROLLBACK PREPARED 'it''s old';"
+    # Which of both, the transaction manager knows.
+    assert action.command == ""
+    assert action.reason.endswith("; to end it: COMMIT PREPARED 'it''s old' or ROLLBACK PREPARED 'it''s old'")
+    assert action.notes[0].startswith("ask the transaction manager first whether it commits")
     db.execute("ROLLBACK PREPARED 'it''s old'")
     released(db)
 
@@ -242,9 +245,9 @@ def test_logical_slot(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         r"replication slot unread \(system catalogs only, \d+ transactions behind\)", hold.holder.phrase
     )
     (action,) = (one for one in advise(db) if one.kind is ActionKind.END_HOLDER)
-    assert action.command == (
-        "start the subscriber that uses it, or SELECT pg_drop_replication_slot('unread');"
-    )  # fmt: skip
+    assert action.command == ""
+    assert "start the subscriber that uses it, or SELECT pg_drop_replication_slot('unread')" in action.reason
+    assert action.notes == ("the subscriber of a slot that is dropped has to be built anew",)
 
 
 def test_standbys(bindir: Path) -> None:
@@ -262,7 +265,8 @@ def test_standbys(bindir: Path) -> None:
             write_and_vacuum(db)
             hold, action = held(db, Holding.STANDBY)
             assert hold.holder.application_name == "reporting"
-            assert action.command.startswith("end what has long been open on the standby, or set hot_standby_feedback")
+            assert action.command == ""
+            assert "to end it: end what has long been open on the standby, or set hot_standby_feedback" in action.reason
             # There nothing is said of the horizon, which is the primary's.
             there = advise(Database(standby, db.name))
             assert ([warning.code for warning in there.warnings], there.holds) == (["standby"], ())
@@ -280,8 +284,8 @@ def test_standbys(bindir: Path) -> None:
         write_and_vacuum(db)
         hold, action = held(db, Holding.SLOT)
         assert (hold.holder.name, hold.holder.state) == ("follower", "physical")
-        assert action.command == (
-            "start the standby that uses it, or SELECT pg_drop_replication_slot('follower');"
-        )  # fmt: skip
+        assert action.command == ""
+        assert "start the standby that uses it, or SELECT pg_drop_replication_slot('follower')" in action.reason
+        assert action.notes == ("the standby of a slot that is dropped has to be built anew",)
         db.execute("SELECT pg_drop_replication_slot('follower')")
         released(db)

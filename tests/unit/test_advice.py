@@ -350,7 +350,7 @@ def test_freezing() -> None:
     assert none(vacuuming.freezing([replace(age, age=199_000_000)], None))
     assert none(vacuuming.freezing([replace(age, in_vacuum=True)], None))
     assert none(vacuuming.freezing([replace(age, oid=None)], None))
-    holder = Holder(Holding.SLOT, None, "old", None, "", None, "physical", None, 210_000_000, None, None, False, False)
+    holder = replace(_SLOT, age_transactions=210_000_000)
     (note,) = only(vacuuming.freezing([age], Hold(holder))).notes
     assert "replication slot old (210000000 transactions behind)" in note
     multixacts = only(vacuuming.freezing([replace(age, of="multixacts")], Hold(holder)))
@@ -359,6 +359,47 @@ def test_freezing() -> None:
     temporary = only(vacuuming.freezing([replace(age, temporary=True, pid=7)], Hold(holder)))
     assert (temporary.kind, temporary.command) == (ActionKind.END_HOLDER, "SELECT pg_terminate_backend(7);")
     assert only(vacuuming.freezing([replace(age, temporary=True)], None)).command == ""
+
+
+_SESSION = Holder(
+    Holding.SESSION, 7, "", "app", "", "shop", "active", "SELECT 1", 9, _NOW, 900.0, True, False, "client backend"
+)
+_PREPARED = Holder(Holding.PREPARED, None, "x", "app", "", "shop", "", None, 9, _NOW, 900.0, False, False)
+_SLOT = Holder(Holding.SLOT, None, "old", None, "", None, "physical", None, 9, None, None, False, False)
+
+
+def test_only_a_session_of_this_database_is_ended_by_a_command() -> None:
+    action = vacuuming.ended(Hold(_SESSION), "shop", 0)
+    assert action.command == "SELECT pg_terminate_backend(7);"
+    assert action.notes == ("look first whose it is: what was not committed is lost",)
+    elsewhere = vacuuming.ended(Hold(_SESSION), "other", 0)
+    assert (elsewhere.command, elsewhere.notes) == ("", action.notes)
+    assert "to end it: end its transaction in database shop" in elsewhere.reason
+    for holder in (_PREPARED, _SLOT, replace(_SLOT, state="logical"), replace(_SLOT, active=True)):
+        action = vacuuming.ended(Hold(holder), "shop", 0)
+        assert action.command == ""
+        assert f"; to end it: {holder.end('shop')}" in action.reason
+        assert not holder.end("shop").endswith(";")
+
+
+@pytest.mark.parametrize(
+    ("session", "words"),
+    [
+        ({"backend_type": "autovacuum worker"}, "until autovacuum is done"),
+        ({"application_name": "pglean copy"}, "until that run of pglean is done"),
+        ({"application_name": "pg_dump"}, "until the dump is done"),
+        ({"query": "create unique index  concurrently i on t (x)"}, "until the index is built"),
+        ({"query": "REINDEX (VERBOSE) TABLE CONCURRENTLY t"}, "until the index is built"),
+        ({"query": "REINDEX TABLE t"}, ""),
+        ({"query": "REINDEX TABLE CONCURRENTLY t", "state": "idle in transaction"}, ""),
+    ],
+)
+def test_who_is_better_waited_for(session: dict[str, Any], words: str) -> None:
+    holder = replace(_SESSION, **session)
+    action = vacuuming.ended(Hold(holder), "shop", 0)
+    assert (action.command == "") == bool(words)
+    assert words in action.reason
+    assert bool(action.notes) != bool(words)
 
 
 _VACUUM = Vacuum(

@@ -103,7 +103,8 @@ class Hold:
             "kind": self.holder.kind.value,
             "since": None if since is None else since.isoformat(),
             "phrase": self.holder.phrase,
-            "end": self.holder.ends(database),
+            "end": self.holder.end(database),
+            "command": self.holder.command(database) or None,
             "lasts": self.holder.lasts(),
             "keeps": [{"table": table, "dead_rows": rows} for table, rows in self.keeps],
         }

@@ -169,17 +169,20 @@ def ended(hold: Hold, database: str, row_bytes: int) -> Action:
         reason += f" and their dead rows are still there: {most}{' …' if len(hold.keeps) > 3 else ''}"
     elif not holder.catalogs_only:
         reason += f"; what has died in the last {holder.age_transactions:,} transactions may have to stay"
+    command = holder.command(database)
+    if not command:
+        reason += f"; to end it: {holder.end(database)}"
     if holder.query:
         reason += f"; its query: {' '.join(holder.query.split())[:200]}"
     return Action(
         ActionKind.END_HOLDER,
         "",
         reason,
-        holder.ends(database),
+        command,
         Cost(),
         f"up to {hold.dead_rows:,} dead rows can be removed, by the next VACUUM" if hold.keeps else "",
         row_bytes,
-        ("look first whose it is: what was not committed is lost",) if holder.kind.value == "session" else (),
+        (holder.caution,) if holder.caution else (),
         row_bytes,
     )
 

@@ -369,14 +369,17 @@ def _busy(facts: Facts) -> Iterator[Finding]:
 
 
 def _horizon(facts: Facts) -> Iterator[Finding]:
+    database = facts.server.database
     for holder in facts.horizon_holders:
+        # After a statement nothing follows, so that it can be taken as it stands.
+        caution = "" if holder.command(database) or not holder.caution else f"; {holder.caution}"
         yield Finding(
             "horizon",
             f"the vacuum horizon is held by {holder.phrase}",
             "Dead rows are not copied, whoever can still see them. But those that are updated or deleted during the run"
             " and later stay, dead, until that ends, however often the table is vacuumed: it bloats again at once."
             " Nor can new rows be frozen before.",
-            f"End it first, if you can: {holder.ends(facts.server.database)}",
+            f"End it first, if you can: {holder.end(database)}{caution}",
             fatal=False,
         )
 

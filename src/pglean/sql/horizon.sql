@@ -17,7 +17,7 @@ SELECT 'session', a.pid, '', coalesce(a.usename, a.backend_type), coalesce(a.app
                   WHEN a.backend_xid IS NOT NULL AND here.xmin IS NULL THEN a.state_change
                   -- Walsenders do not tell when their transaction began.
                   ELSE coalesce(a.xact_start, a.state_change) END),
-       extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start))::float8, true, false, false
+       extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start))::float8, true, false, a.backend_type, false
   FROM pg_stat_activity a
  CROSS JOIN LATERAL (SELECT CASE WHEN a.datname = current_database() THEN a.backend_xmin END) AS here(xmin)
  WHERE (here.xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
@@ -28,21 +28,21 @@ SELECT 'session', a.pid, '', coalesce(a.usename, a.backend_type), coalesce(a.app
    AND a.pid NOT IN (SELECT v.pid FROM pg_stat_progress_vacuum v)
 UNION ALL
 SELECT 'prepared transaction', NULL, gid, owner, '', database, '', NULL, age(transaction), prepared,
-       extract(epoch FROM clock_timestamp() - prepared)::float8, false, false, false
+       extract(epoch FROM clock_timestamp() - prepared)::float8, false, false, '', false
   FROM pg_prepared_xacts
 UNION ALL
 -- Since when a slot holds what it holds, is known where commits leave their time.
 SELECT 'replication slot', s.active_pid, s.slot_name, NULL, '', s.database, s.slot_type, NULL, age(held.xid),
        least(CASE WHEN current_setting('track_commit_timestamp')::bool THEN pg_xact_commit_timestamp(held.xid) END,
              (to_jsonb(s) ->> 'inactive_since')::timestamptz),
-       NULL, s.active, held.catalogs_only, s.wal_status IS NOT DISTINCT FROM 'lost'
+       NULL, s.active, held.catalogs_only, '', s.wal_status IS NOT DISTINCT FROM 'lost'
   FROM pg_replication_slots s
  CROSS JOIN LATERAL (VALUES (s.xmin, false), (s.catalog_xmin, true)) AS held(xid, catalogs_only)
  WHERE held.xid IS NOT NULL
 UNION ALL
 SELECT 'standby', r.pid, '', r.usename, coalesce(r.application_name, ''), NULL, r.state, NULL, age(r.backend_xmin),
        CASE WHEN current_setting('track_commit_timestamp')::bool THEN pg_xact_commit_timestamp(r.backend_xmin) END,
-       NULL, true, false, false
+       NULL, true, false, '', false
   FROM pg_stat_replication r
  WHERE r.backend_xmin IS NOT NULL AND r.state IN ('catchup', 'streaming', 'stopping')
 
