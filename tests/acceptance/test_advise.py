@@ -73,12 +73,14 @@ def test_json(stage: Stage, run: Run) -> None:
     assert repack["table"] == 'public."[red] Table"'
     assert repack["gain_bytes"] > 100_000
     assert repack["seconds"] >= 0
+    assert repack["commands"] == [repack["command"]]
     assert said["actions"][-1] == {
         "kind": "nothing",
         "table": "public.fine",
         "urgent": False,
         "reason": said["actions"][-1]["reason"],
         "command": None,
+        "commands": [],
         "seconds": None,
         "disk_bytes": 0,
         "locks": None,
@@ -88,6 +90,19 @@ def test_json(stage: Stage, run: Run) -> None:
     }
     assert (said["looked_at"], said["nothing_to_do"], said["unknown"]) == (2, 1, 0)
     assert said["horizon"] == said["ages"] == said["vacuums"] == said["warnings"] == []
+
+
+def test_a_name_that_cannot_be_shown(stage: Stage, run: Run) -> None:
+    """The command of a name in which something was replaced would be another one's."""
+    stage.db.execute('ALTER TABLE "[red] Table" RENAME TO "two\nlines"')
+    _, out, _ = run("advise", "--min-gain", "100kB")
+    assert '   1.  repack: public."two\N{REPLACEMENT CHARACTER}lines"\n' in out
+    assert "   do  take the command from --json: a name in it has characters that cannot be shown\n" in out
+    assert not re.search("^ +do .*\N{REPLACEMENT CHARACTER}", out, re.MULTILINE)
+    commands = [
+        action["command"] for action in json.loads(run("advise", "--json", "--min-gain", "100kB")[1])["actions"]
+    ]
+    assert any("""-t 'public."two\nlines"'""" in (command or "") for command in commands)
 
 
 def test_the_horizon(stage: Stage, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

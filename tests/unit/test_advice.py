@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,8 @@ _SETTINGS = Settings(
     in_recovery=False,
     timeline=1,
     transactions_per_s=0.1,
+    cost_limit=200,
+    cost_delay_ms=2.0,
 )
 #: A million rows of 100 bytes.
 _ACTIVITY = Activity(
@@ -124,8 +127,22 @@ def test_memory(dead: float, memory: int, passes: int) -> None:
         return
     action = only(actions)
     assert f"up to {passes} passes" in action.reason
-    assert action.command.startswith("SET maintenance_work_mem = '")
+    assert action.steps[0].startswith("SET maintenance_work_mem = '")
+    assert (action.command, action.commands) == ("", action.steps)
     assert none(vacuuming.memory(case(dead_rows=dead, settings={**given, "version": 170000})))
+
+
+def test_memory_is_raised_and_never_more_than_helps() -> None:
+    enough: dict[str, Any] = {"maintenance_bytes": 2048 * _MB}
+    action = only(vacuuming.memory(case(dead_rows=60_000_000, settings=enough)))
+    assert action.steps == ("ALTER SYSTEM SET autovacuum_work_mem = '412MB';", "SELECT pg_reload_conf();")
+    assert none(vacuuming.memory(case(dead_rows=6e7, settings=enough, options={"autovacuum_enabled": "off"})))
+    capped = only(vacuuming.memory(case(dead_rows=1e9)))
+    assert capped.steps[0] == "SET maintenance_work_mem = '1024MB';"
+    assert capped.gain == "84 passes less"
+    for most in (1024, 2048):
+        same: dict[str, Any] = {"maintenance_bytes": most * _MB, "autovacuum_bytes": most * _MB}
+        assert none(vacuuming.memory(case(dead_rows=1e9, settings=same)))
 
 
 def test_autovacuum_is_off_or_late_or_busy() -> None:
@@ -144,7 +161,13 @@ def test_autovacuum_is_off_or_late_or_busy() -> None:
     for other in others:
         assert none(vacuuming.autovacuum(case(**{**late, **other})))
     busy: dict[str, Any] = {**late, "dead_rows": 300_000, "settings": {"busy_workers": 3}}
-    assert "all of its 3 workers are busy" in only(vacuuming.autovacuum(case(**busy))).reason
+    action = only(vacuuming.autovacuum(case(**busy)))
+    assert "all of its 3 workers are busy" in action.reason
+    assert action.steps[0] == "ALTER SYSTEM SET autovacuum_vacuum_cost_limit = 2000;"
+    for more, told in (({"cost_limit": 5000}, "5,000 all together"), ({"cost_delay_ms": 0.0}, "they do not rest")):
+        action = only(vacuuming.autovacuum(case(**{**busy, "settings": {"busy_workers": 3, **more}})))
+        assert (action.commands, action.gain) == ((), "")
+        assert told in action.notes[0]
     assert none(vacuuming.autovacuum(case(**{**busy, "in_vacuum": True})))
 
 
@@ -160,7 +183,8 @@ def test_repack() -> None:
     assert none(rewriting.repack(case(heap=(160 * _MB, 100 * _MB), dead_rows=400_000)))
     # What pglean does not repack.
     view = only(rewriting.repack(case(heap=(200 * _MB, 100 * _MB), kind="m")))
-    assert view.command == "REFRESH MATERIALIZED VIEW public.orders;"
+    assert view.command == "VACUUM FULL public.orders;"
+    assert "REFRESH MATERIALIZED VIEW public.orders does it as well (not CONCURRENTLY)" in view.notes[-1]
     unlogged = only(rewriting.repack(case(heap=(200 * _MB, 100 * _MB), persistence="u")))
     assert unlogged.command == "VACUUM FULL public.orders;"
     assert unlogged.cost.locks == view.cost.locks == "ACCESS EXCLUSIVE as long as it takes: nobody reads or writes"
@@ -187,6 +211,9 @@ def test_fillfactor() -> None:
     assert none(rewriting.fillfactor(case(**{**moving, "moved": 50_000})))
     assert none(rewriting.fillfactor(case(**{**moving, "updated": 190_000})))
     assert none(rewriting.fillfactor(case(**moving, fillfactor=80)))
+    # Those that have found room are not HOT: indexed columns change.
+    assert none(rewriting.fillfactor(case(**{**moving, "hot_updated": 100_000})))
+    assert "none tells" in only(rewriting.fillfactor(case(**{**moving, "hot_updated": 0, "moved": 400_000}))).notes[0]
     before: dict[str, Any] = {**moving, "moved": None}
     assert none(rewriting.fillfactor(case(**before)))
     assert only(rewriting.fillfactor(case(**{**before, "hot_updated": 100_000}))).notes
@@ -443,7 +470,31 @@ def test_a_running_vacuum_in_words() -> None:
     assert array.memory_share == 0.25
     seen = only(vacuuming.seen(case(), second))
     assert "is at pass 2" in seen.reason
-    assert seen.command.startswith("ALTER SYSTEM SET autovacuum_work_mem = '")
+    assert seen.steps[0] == "ALTER SYSTEM SET autovacuum_work_mem = '154MB';"
+
+
+def test_a_running_vacuum_is_given_more_memory_than_it_has() -> None:
+    second = replace(_VACUUM, automatic=False, passes=1, scanned_bytes=75 * _MB)
+    assert only(vacuuming.seen(case(), second)).steps == (
+        "SET maintenance_work_mem = '154MB';",
+        "VACUUM public.orders;",
+    )
+    # Its own session has set less than the server.
+    more = only(vacuuming.seen(case(settings={"maintenance_bytes": 512 * _MB}), second))
+    assert more.commands == ("VACUUM public.orders;",)
+    assert "512 MB by now" in more.notes[-1]
+    array = replace(second, max_dead_bytes=None, max_dead_rows=(1 << 30) // 6, passes=3)
+    assert none(vacuuming.seen(case(), array))
+    large = replace(second, max_dead_bytes=3 << 30, passes=5)
+    capped = only(vacuuming.seen(case(settings={"version": 170000}), large))
+    assert capped.steps[0] == "SET maintenance_work_mem = '4096MB';"
+    assert re.fullmatch(r"about \d passes instead of \d", capped.gain)
+    assert none(vacuuming.seen(case(settings={"version": 170000}), replace(large, max_dead_bytes=4 << 30)))
+
+
+def test_no_more_rows_are_dead_than_the_file_holds() -> None:
+    assert replace(_ACTIVITY, dead_rows=1e6).within(28_000).dead_rows == 1000
+    assert replace(_ACTIVITY, dead_rows=10.0).within(28_000).dead_rows == 10
 
 
 def test_costs() -> None:

@@ -46,7 +46,8 @@ class Action:
     table: str
     #: Why, in figures.
     reason: str
-    #: What to type into a shell or, where it ends with a semicolon, into psql; empty for nothing.
+    #: One statement, for psql, where it ends with a semicolon, else a command for a shell; empty where there is none
+    #: that may be run as it stands, or it takes several, see `steps`.
     command: str = ""
     cost: Cost = field(default_factory=Cost)
     #: What it gives, in words.
@@ -58,6 +59,13 @@ class Action:
     #: Bytes at issue: of equally urgent actions those with more come first.
     at_issue_bytes: int = 0
     urgent: bool = False
+    #: Where it takes several statements: each of them, to be sent by itself, in this order and in one session.
+    steps: tuple[str, ...] = ()
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What to run, one after the other; empty for nothing."""
+        return (self.command,) if self.command else self.steps
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -72,6 +80,7 @@ class Action:
             "urgent": self.urgent,
             "reason": self.reason,
             "command": self.command or None,
+            "commands": list(self.commands),
             "seconds": None if self.cost.seconds is None else round(self.cost.seconds, 1),
             "disk_bytes": self.cost.disk_bytes,
             "locks": self.cost.locks or None,

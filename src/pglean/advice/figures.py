@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pglean.bloat.finding import Method, TableBloat
 from pglean.parameters import boolean, real
 
 #: Up to this version a dead row takes six bytes of VACUUM's memory, of which it uses 1 GB at most.
 LAST_WITH_ARRAY, DEAD_ROW_BYTES, MOST_MEMORY_BYTES = 169999, 6, 1 << 30
+#: A line pointer and the header of a row version.
+_LEAST_ROW_BYTES = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,9 @@ class Settings:
     timeline: int | None
     #: In all databases.
     transactions_per_s: float
+    #: How much autovacuum's workers do, all together, before they rest, and for how long: 0 where they do not.
+    cost_limit: int
+    cost_delay_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,10 @@ class Activity:
     #: The last VACUUM of any kind, and the last by itself.
     vacuumed: datetime.datetime | None
     autovacuumed: datetime.datetime | None
+
+    def within(self, heap_bytes: int) -> Activity:
+        """With no more dead rows than so large a file can hold; counters can be wrong, as after a restore."""
+        return replace(self, dead_rows=min(self.dead_rows, float(heap_bytes // _LEAST_ROW_BYTES)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +275,11 @@ class Vacuum:
         if self.max_dead_bytes:
             return self.dead_bytes / self.max_dead_bytes
         return self.dead_rows / self.max_dead_rows if self.max_dead_rows else None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What it may use of memory for dead rows; None where that is not known."""
+        return self.max_dead_bytes or (self.max_dead_rows and self.max_dead_rows * DEAD_ROW_BYTES)
 
     @property
     def begun_passes(self) -> int:

@@ -21,6 +21,8 @@ _HEAP_SHARE, _INDEX_SHARE = 0.2, 0.4
 _SCANS, _ROWS_EACH, _CORRELATION, _FEWER_PAGES = 10, 50, 0.5, 3.0
 #: Updates: so many, and such a share of the rows; such a share of them not HOT, or moved to another page.
 _UPDATES, _UPDATED_SHARE, _NOT_HOT, _MOVED = 1000, 0.2, 0.5, 0.25
+#: And where it is counted which ones were moved, such a share of the others HOT: else they change indexed columns.
+_HOT = 0.5
 _FULL_FROM, _FILLFACTOR = 90, 85
 
 
@@ -67,6 +69,11 @@ def _repack(case: Case, kind: ActionKind, reason: str, order: str | None) -> Act
             f"the horizon is held by {case.kept_by}: dead rows are not copied, but what dies from then on stays,"
             " and the table bloats again; end that first"
         )
+    if case.activity.kind == "m":
+        notes.append(
+            f"REFRESH MATERIALIZED VIEW {case.name} does it as well (not CONCURRENTLY), but runs its query: that"
+            " changes what it contains, and may take long"
+        )
     spent = cost.of_repack(after - indexes, indexes)
     return Action(
         kind,
@@ -89,8 +96,6 @@ def _online(case: Case) -> bool:
 
 
 def _command(case: Case, order: str | None) -> str:
-    if case.activity.kind == "m":
-        return f"REFRESH MATERIALIZED VIEW {case.name};"
     if not _online(case):
         return f"VACUUM FULL {case.name};"
     sorting = "" if order is None else f" -o {shlex.quote(order)}"
@@ -151,10 +156,12 @@ def fillfactor(case: Case) -> Iterator[Action]:
             "where these change indexed columns it does not help: this server does not tell them apart",
         )
     else:
-        if activity.moved / updated < _MOVED:
+        # Of those that have stayed in their page, whether they are HOT tells whether they change indexed columns.
+        stayed = updated - activity.moved
+        if activity.moved / updated < _MOVED or hot < _HOT * stayed:
             return
         figures = f"{activity.moved:,} of {updated:,} updates found no room in their page ({hot:,} were heap-only, HOT)"
-        notes = ()
+        notes = () if stayed else ("where these change indexed columns it does not help: none tells",)
     yield Action(
         ActionKind.FILLFACTOR,
         case.name,

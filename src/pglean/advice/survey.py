@@ -96,7 +96,7 @@ def look(server: Server, conn: Connection, request: Request, on_table: bloat.Cal
             own = [nothing] if request.bloat.tables else []
         actions += own
     if standby:
-        actions = [replace(action, command="", notes=(*action.notes, _ELSEWHERE)) for action in actions]
+        actions = [replace(action, command="", steps=(), notes=(*action.notes, _ELSEWHERE)) for action in actions]
     actions.sort(key=lambda action: action.rank)
     return Advice(
         database=settings.database,
@@ -131,7 +131,7 @@ def _cases(
             continue
         case = Case(
             bloat=table,
-            activity=activity,
+            activity=activity.within(table.heap.bytes),
             indexes=figures.indexes.get(table.oid, ()),
             settings=settings,
             min_gain_bytes=min_gain_bytes,
@@ -193,9 +193,9 @@ def _of_all(settings: Settings) -> Iterator[Action]:
             "",
             "autovacuum does not run on this server: dead rows stay, and statistics get old"
             " (it needs the settings autovacuum and track_counts)",
-            "ALTER SYSTEM SET autovacuum = on; ALTER SYSTEM SET track_counts = on; SELECT pg_reload_conf();",
             gain="tables are vacuumed and analyzed by themselves",
             urgent=True,
+            steps=("ALTER SYSTEM SET autovacuum = on;", "ALTER SYSTEM SET track_counts = on;", vacuuming.RELOAD),
         )
 
 
@@ -248,9 +248,11 @@ def _nothing(case: Case) -> Action:
         return Action(ActionKind.NOTHING, case.name, f"nothing is known: {'; '.join(table.heap.notes)}")
     reason = (
         f"of {bytes_text(table.bytes)} a repack would give back {bytes_text(table.gain_bytes)} ({table.bloat:.0%},"
-        f" method: {table.method}), and {bytes_text(case.churn_bytes)} of it are what dies between two autovacuums and"
-        f" is used again; {activity.dead_rows:,.0f} rows are dead"
+        f" method: {table.method})"
     )
+    if used_again := min(case.churn_bytes, table.gain_bytes):
+        reason += f", and {bytes_text(used_again)} of it are what dies between two autovacuums and is used again"
+    reason += f"; {activity.dead_rows:,.0f} rows are dead"
     if case.kept_by is not None:
         reason += f", which cannot be removed yet: the horizon is held by {case.kept_by}"
     waits = case.kept_by is not None and case.dead_bytes >= max(case.min_gain_bytes, 1)

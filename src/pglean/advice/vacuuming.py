@@ -26,6 +26,13 @@ _END = {
     "multixacts": "at 2,144,000,000 the server makes no new ones: row locks that several share fail",
 }
 _MB = 1 << 20
+#: More memory than that is not advised from 17 on; before that the server itself uses no more than it does.
+_MOST_ADVISED_BYTES = 4 << 30
+#: Ten times what the server comes with: 400 MB/s of pages that are written, at a delay of 2 ms.
+_COST_LIMIT = 2000
+#: By which settings of the server take effect.
+RELOAD = "SELECT pg_reload_conf();"
+_EACH = "each of autovacuum's {} workers may take as much"
 
 
 def vacuum(case: Case) -> Iterator[Action]:
@@ -58,54 +65,75 @@ def memory(case: Case) -> Iterator[Action]:
     """
     needed = int(case.activity.dead_rows * DEAD_ROW_BYTES)
     by_hand, by_itself = case.settings.maintenance_bytes, case.settings.autovacuum_bytes
-    smaller = min(by_hand, by_itself)
-    if case.settings.version > LAST_WITH_ARRAY or not case.bloat.indexes or needed <= min(smaller, MOST_MEMORY_BYTES):
+    if case.settings.version > LAST_WITH_ARRAY or not case.bloat.indexes:
         return
-    passes = _passes(case, smaller)
-    wanted = _memory(needed)
-    if _passes(case, wanted) >= passes:
+    smaller = min(by_hand, by_itself) if case.autovacuumed else by_hand
+    passes, wanted = _passes(case, smaller), min(_memory(needed), MOST_MEMORY_BYTES)
+    fewer = _passes(case, wanted)
+    if fewer >= passes:
         return
+    notes = []
+    if _passes(case, by_hand) > fewer:
+        steps = _with_memory(case, wanted)
+        notes.append("for autovacuum: autovacuum_work_mem")
+    else:
+        # By hand it is enough.
+        steps = _for_autovacuum(wanted)
+        notes.append(_EACH.format(case.settings.autovacuum_workers))
     yield Action(
         ActionKind.VACUUM_MEMORY,
         case.name,
         f"{case.activity.dead_rows:,.0f} dead rows need {bytes_text(needed)} of memory (six bytes each):"
         f" with maintenance_work_mem = {bytes_text(by_hand)}, and {bytes_text(by_itself)} for autovacuum,"
         f" up to {passes} passes over {bytes_text(_indexes_bytes(case))} of indexes",
-        f"SET maintenance_work_mem = '{wanted // _MB}MB'; VACUUM {case.name};",
-        cost.of_vacuum(_unseen_bytes(case), _indexes_bytes(case), _passes(case, wanted)),
-        f"{passes - _passes(case, wanted)} passes less",
-        0,
-        ("for autovacuum: autovacuum_work_mem",),
-        _indexes_bytes(case),
+        cost=cost.of_vacuum(_unseen_bytes(case), _indexes_bytes(case), fewer),
+        gain=f"{passes - fewer} passes less",
+        notes=tuple(notes),
+        at_issue_bytes=_indexes_bytes(case),
+        steps=steps,
     )
 
 
 def seen(case: Case, running: Vacuum) -> Iterator[Action]:
-    """More than one pass over the indexes, seen of a VACUUM that is running."""
+    """More than one pass over the indexes, seen of a VACUUM that is running: by the memory that it has itself."""
     if not running.too_little_memory:
         return
     setting = "autovacuum_work_mem" if running.automatic else "maintenance_work_mem"
-    now = case.settings.autovacuum_bytes if running.automatic else case.settings.maintenance_bytes
-    wanted = _memory(now * max(running.expected_passes, 2))
-    if case.settings.version <= LAST_WITH_ARRAY:
-        wanted = min(wanted, MOST_MEMORY_BYTES)
-    command = (
-        f"ALTER SYSTEM SET autovacuum_work_mem = '{wanted // _MB}MB'; SELECT pg_reload_conf();"
-        if running.automatic
-        else f"SET maintenance_work_mem = '{wanted // _MB}MB'; VACUUM {case.name};"
-    )
+    configured = case.settings.autovacuum_bytes if running.automatic else case.settings.maintenance_bytes
+    has = running.memory_bytes or configured
+    passes = max(running.expected_passes, running.begun_passes, 2)
+    most = MOST_MEMORY_BYTES if case.settings.version <= LAST_WITH_ARRAY else _MOST_ADVISED_BYTES
+    wanted = min(_memory(has * passes), most)
+    fewer = math.ceil(passes * has / wanted)
+    if fewer >= passes:
+        return
+    notes = ["it takes effect with the next VACUUM"]
+    command, steps = "", _for_autovacuum(wanted) if running.automatic else _with_memory(case, wanted)
+    if running.automatic:
+        notes.append(_EACH.format(case.settings.autovacuum_workers))
+    if configured >= wanted:
+        # Nothing is to be raised here: its session has set less, or it began before.
+        command, steps = ("", ()) if running.automatic else (f"VACUUM {case.name};", ())
+        notes.append(f"{setting} is {bytes_text(configured)} by now: that session has less, or it began before")
     yield Action(
         ActionKind.VACUUM_MEMORY,
         case.name,
         f"the VACUUM that is running (pid {running.pid}) is at pass {max(running.begun_passes, 2)} over"
-        f" {bytes_text(_indexes_bytes(case))} of indexes, with {setting} = {bytes_text(now)}",
+        f" {bytes_text(_indexes_bytes(case))} of indexes, with {bytes_text(has)} of memory for dead rows ({setting})",
         command,
-        Cost(),
-        "one pass is enough",
-        0,
-        ("it takes effect with the next VACUUM",),
-        _indexes_bytes(case),
+        gain="one pass is enough" if fewer == 1 else f"about {fewer} passes instead of {passes}",
+        notes=tuple(notes),
+        at_issue_bytes=_indexes_bytes(case),
+        steps=steps,
     )
+
+
+def _with_memory(case: Case, wanted: int) -> tuple[str, ...]:
+    return f"SET maintenance_work_mem = '{wanted // _MB}MB';", f"VACUUM {case.name};"
+
+
+def _for_autovacuum(wanted: int) -> tuple[str, ...]:
+    return f"ALTER SYSTEM SET autovacuum_work_mem = '{wanted // _MB}MB';", RELOAD
 
 
 def autovacuum(case: Case) -> Iterator[Action]:
@@ -144,17 +172,31 @@ def autovacuum(case: Case) -> Iterator[Action]:
         )
     workers = case.settings.autovacuum_workers
     if activity.dead_rows > case.threshold and not case.in_vacuum and case.settings.busy_workers >= workers:
-        yield Action(
-            ActionKind.AUTOVACUUM,
-            case.name,
-            f"autovacuum is due since {case.threshold:,.0f} dead rows, {activity.dead_rows:,.0f} are dead, and all of"
-            f" its {workers} workers are busy elsewhere; {_last(case)}",
-            "ALTER SYSTEM SET autovacuum_vacuum_cost_limit = 2000; SELECT pg_reload_conf();",
-            Cost(),
-            "workers rest less and are done sooner",
-            notes=("more workers (autovacuum_max_workers) share the same limit, and do not work faster in all",),
-            at_issue_bytes=case.dead_bytes,
+        yield _workers_are_busy(case)
+
+
+def _workers_are_busy(case: Case) -> Action:
+    settings, dead = case.settings, case.activity.dead_rows
+    raises = settings.cost_delay_ms > 0 and settings.cost_limit < _COST_LIMIT
+    if settings.cost_delay_ms <= 0:
+        note = "they do not rest: more of them (autovacuum_max_workers) get more done, if the disks can bear it"
+    elif raises:
+        note = "more workers (autovacuum_max_workers) share the same limit, and do not work faster in all"
+    else:
+        note = (
+            f"they may do {settings.cost_limit:,} all together (autovacuum_vacuum_cost_limit) before they rest for"
+            f" {settings.cost_delay_ms:g} ms: see whether the disks can bear more"
         )
+    return Action(
+        ActionKind.AUTOVACUUM,
+        case.name,
+        f"autovacuum is due since {case.threshold:,.0f} dead rows, {dead:,.0f} are dead, and all of"
+        f" its {settings.autovacuum_workers} workers are busy elsewhere; {_last(case)}",
+        gain="workers rest less and are done sooner" if raises else "",
+        notes=(note,),
+        at_issue_bytes=case.dead_bytes,
+        steps=(f"ALTER SYSTEM SET autovacuum_vacuum_cost_limit = {_COST_LIMIT};", RELOAD) if raises else (),
+    )
 
 
 def ended(hold: Hold, database: str, row_bytes: int) -> Action:

@@ -62,10 +62,13 @@ def _lines(number: int, action: Action) -> Iterator[tuple[str, Text]]:
     urgent = " (urgent)" if action.urgent else ""
     yield f"{number}.", _shown(f"{title}{urgent}", "bold red" if action.urgent else "bold")
     yield "why", _shown(action.reason)
-    if action.command:
-        yield "do", _shown(action.command, "green")
-        if cost := _cost(action):
-            yield "costs", Text(cost)
+    for command in action.commands:
+        if printable(command) == command:
+            yield "do", _shown(command, "green")
+        else:
+            yield "do", Text("take the command from --json: a name in it has characters that cannot be shown")
+    if action.commands and (cost := _cost(action)):
+        yield "costs", Text(cost)
     if action.gain:
         yield "gives", Text(action.gain)
     for note in action.notes:

@@ -19,7 +19,13 @@ SELECT current_setting('autovacuum')::bool AND current_setting('track_counts')::
        -- At the most, as reading alone takes no XID; but subtransactions take one each.
        (SELECT sum((d.xact_commit + d.xact_rollback)
                    / greatest(extract(epoch FROM clock_timestamp() - coalesce(d.stats_reset, a.stats_reset)), 1))
-          FROM pg_stat_database d CROSS JOIN pg_stat_archiver a)::float8
+          FROM pg_stat_database d CROSS JOIN pg_stat_archiver a)::float8,
+       coalesce(nullif(current_setting('autovacuum_vacuum_cost_limit')::int, -1),
+                current_setting('vacuum_cost_limit')::int),
+       -- In milliseconds, which current_setting would tell with a unit.
+       (SELECT coalesce(nullif(max(setting::float8) FILTER (WHERE name = 'autovacuum_vacuum_cost_delay'), -1),
+                        max(setting::float8) FILTER (WHERE name = 'vacuum_cost_delay'))
+          FROM pg_settings WHERE name IN ('autovacuum_vacuum_cost_delay', 'vacuum_cost_delay'))
   FROM (SELECT setting::bigint * 1024 FROM pg_settings WHERE name = 'maintenance_work_mem') AS maintenance(bytes)
  CROSS JOIN (SELECT nullif(setting::bigint, -1) * 1024 FROM pg_settings WHERE name = 'autovacuum_work_mem') AS autovacuum(bytes)
 
