@@ -18,10 +18,11 @@ import pytest
 from psycopg import sql
 
 import pglean
-from pglean.advice import dropping, vacuuming
+from pglean.advice import dropping, statistics, vacuuming
 from pglean.advice.advice import Action, ActionKind, Advice, words
 from pglean.embedded import EmbeddedServer
 from pglean.server import connection_words
+from pglean.table import quote_name
 from tests.servers import SETTINGS, Database, Query, create_database
 from tests.support.oracle import until
 
@@ -269,6 +270,47 @@ def test_indexes_that_only_look_alike(items: Database) -> None:
         write(items, "CREATE UNIQUE INDEX not_distinct_n ON items (note) NULLS NOT DISTINCT")
     found = [action.command for action in advise(items, "items") if action.kind is ActionKind.DROP_INDEX]
     assert found == ["DROP INDEX CONCURRENTLY public.long_2;"]
+
+
+def test_invalid_index(items: Database) -> None:
+    with items.connect() as session, pytest.raises(psycopg.errors.UniqueViolation):
+        session.execute("CREATE UNIQUE INDEX CONCURRENTLY broken ON items (n)")
+    action = the(advise(items, "items"), ActionKind.INVALID_INDEX)
+    assert action.command == "REINDEX INDEX CONCURRENTLY public.broken;"
+    write(items, "UPDATE items SET n = id")
+    do(items, action)
+    assert ActionKind.INVALID_INDEX not in kinds(advise(items, "items"))
+
+
+def test_an_index_in_the_making_is_not_told_to_be_invalid(items: Database) -> None:
+    with items.connect(autocommit=False) as writer, items.connect() as session:
+        writer.execute("UPDATE items SET n = 1 WHERE id = 1")
+
+        def build() -> None:
+            session.execute("CREATE INDEX CONCURRENTLY building ON items (n)")
+
+        thread = threading.Thread(target=build)
+        thread.start()
+        try:
+            there = "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE relname = 'building'"
+            until(lambda: items.scalar(there) == 1, "it is in the catalog")
+            assert ActionKind.INVALID_INDEX not in kinds(advise(items, "items"))
+        finally:
+            writer.rollback()
+            thread.join()
+
+
+def test_a_catalog(db: Database) -> None:
+    """What pglean refuses is left to the server's own commands."""
+    commands = [one for action in advise(db, "pg_catalog.pg_proc", min_gain_bytes=0) for one in action.commands]
+    assert not any(one.startswith(("pglean", "ALTER", "DROP")) for one in commands)
+
+
+def test_the_age_of_this_database(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert advise(db).ages == ()
+    monkeypatch.setattr(statistics, "_NEAR", 0.0)
+    named = [age.name for age in advise(db).ages if age.oid is None]
+    assert set(named) == {f"database {quote_name(db.name)}"}
 
 
 def test_order(items: Database) -> None:

@@ -23,6 +23,7 @@ _SETTINGS = Settings(
     database="shop",
     connection="-h prod -p 5433 -d shop",
     block_bytes=8192,
+    superuser=True,
     autovacuum=True,
     vacuum_threshold=50,
     vacuum_scale_factor=0.2,
@@ -79,7 +80,12 @@ def case(
 ) -> Case:
     """A table whose heap and index are so large, and would be so large after a repack."""
     found = TableBloat(
-        1, "public", "orders", relation("heap", "orders", *heap), None, (relation("index", "orders_pkey", *index),)
+        20_000,
+        "public",
+        "orders",
+        relation("heap", "orders", *heap),
+        None,
+        (relation("index", "orders_pkey", *index),),
     )
     return Case(
         found,
@@ -240,6 +246,7 @@ def _index(name: str, *columns: str, **attributes: Any) -> IndexUse:
         clustered=False,
         owned=False,
         valid=True,
+        in_build=False,
         age_transactions=1_000_000,
         made=None,
         scans=1,
@@ -341,6 +348,51 @@ def test_since_when_an_index_was_not_used() -> None:
     standby = told(unused, timeline=None, in_recovery=True)
     assert standby is not None
     assert "read on this standby alone" in standby.notes[-1]
+
+
+def test_invalid_indexes() -> None:
+    broken = _index("a", "x", valid=False)
+    action = only(dropping.invalid(case(indexes=(broken,))))
+    assert action.kind is ActionKind.INVALID_INDEX
+    assert action.command == "REINDEX INDEX CONCURRENTLY public.a;"
+    assert action.notes == ("if nobody needs it: DROP INDEX CONCURRENTLY public.a",)
+    assert none(dropping.invalid(case(indexes=(replace(broken, in_build=True), _index("b", "x")))))
+    exclusion = only(dropping.invalid(case(indexes=(replace(broken, exclusion=True),))))
+    assert (exclusion.command, exclusion.notes) == ("REINDEX INDEX public.a;", ())
+    left = replace(broken, name="a_ccnew1")
+    action = only(dropping.invalid(case(indexes=(left, _index("a", "x")))))
+    assert action.command == "DROP INDEX CONCURRENTLY public.a_ccnew1;"
+    assert only(dropping.invalid(case(indexes=(left,)))).command == "REINDEX INDEX CONCURRENTLY public.a_ccnew1;"
+    # A repack would be refused.
+    action = only(rewriting.repack(case(heap=(160 * _MB, 100 * _MB), indexes=(broken,))))
+    assert action.command == ""
+    assert action.notes[-1].startswith("invalid: a; see to that first")
+
+
+def test_a_repack_needs_a_superuser() -> None:
+    bloated: dict[str, Any] = {"heap": (160 * _MB, 100 * _MB)}
+    assert only(rewriting.repack(case(**bloated))).notes == ()
+    (note,) = only(rewriting.repack(case(**bloated, settings={"superuser": False}))).notes
+    assert note == "pglean repack needs a superuser, which the role is not"
+
+
+def test_catalogs_are_left_to_the_server() -> None:
+    def catalog(**given: Any) -> Case:
+        found = case(**given)
+        return replace(found, bloat=replace(found.bloat, oid=1259, schema="pg_catalog", name="pg_class"))
+
+    action = only(rewriting.repack(catalog(heap=(160 * _MB, 100 * _MB), settings={"superuser": False})))
+    assert action.command == "VACUUM FULL pg_catalog.pg_class;"
+    assert action.cost.locks == cost.OFFLINE_LOCKS
+    assert len(action.notes) == 1
+    action = only(rewriting.reindex(catalog(index=(50 * _MB, 20 * _MB))))
+    assert action.command == "REINDEX INDEX pg_catalog.orders_pkey;"
+    assert action.cost.locks == cost.OFFLINE_INDEX_LOCKS
+    # Nor can they be altered.
+    moving: dict[str, Any] = {"updated": 400_000, "hot_updated": 250_000, "moved": 150_000}
+    assert none(rewriting.fillfactor(catalog(**moving)))
+    assert none(vacuuming.autovacuum(catalog(options={"autovacuum_enabled": "false"}, dead_rows=100_000, updated=1)))
+    assert none(dropping.drop(catalog(indexes=(_index("orders_pkey", "x", scans=0),))))
 
 
 def test_order() -> None:

@@ -25,6 +25,8 @@ class ActionKind(StrEnum):
     REPACK = "repack"
     REPACK_ORDER = "repack-order"
     REINDEX = "reindex"
+    #: One that was not built to its end: nobody may use it, and each write has to enter rows.
+    INVALID_INDEX = "invalid-index"
     FILLFACTOR = "fillfactor"
     #: Only a hint: whether an index is needed is known by those who made it.
     DROP_INDEX = "drop-index"

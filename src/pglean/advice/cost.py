@@ -26,6 +26,7 @@ VACUUM_LOCKS = (
 REPACK_LOCKS = "reading and writing go on; ACCESS EXCLUSIVE at the end, for 1 s at most"
 OFFLINE_LOCKS = "ACCESS EXCLUSIVE as long as it takes: nobody reads or writes"
 REINDEX_LOCKS = "SHARE UPDATE EXCLUSIVE: reading and writing go on"
+OFFLINE_INDEX_LOCKS = "SHARE on the table, ACCESS EXCLUSIVE on the index: nobody writes, nor reads by it"
 SET_LOCKS = "SHARE UPDATE EXCLUSIVE for a moment"
 ANALYZE_LOCKS = "SHARE UPDATE EXCLUSIVE: reading and writing go on"
 DROP_LOCKS = "SHARE UPDATE EXCLUSIVE: reading and writing go on; transactions that use the table are waited for"

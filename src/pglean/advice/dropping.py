@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -18,12 +19,16 @@ from pglean.table import quote_name
 _COUNTED = datetime.timedelta(days=35)
 #: And of an index only that was not made just now, by the transactions since: when that was, nobody has written down.
 _MADE_TRANSACTIONS = 10_000
+#: As REINDEX CONCURRENTLY names what it makes, and what it has replaced.
+_LEFT = re.compile(r"(.*)_cc(?:new|old)\d*", re.DOTALL)
 #: An index costs with each write, so it need not be as large as what is rebuilt: this share of it.
 _SMALLER = 8
 
 
 def drop(case: Case) -> Iterator[Action]:
     """Indexes that are there twice, whose columns another begins with, or that were never used."""
+    if case.system:
+        return
     sizes = {index.name: index.bytes for index in case.bloat.indexes}
     large = [index for index in case.indexes if sizes.get(index.name, 0) * _SMALLER >= case.min_gain_bytes]
     # What stays because another one goes, does not go itself.
@@ -39,6 +44,44 @@ def drop(case: Case) -> Iterator[Action]:
         if used and since and not index.scans and not index.needed and index.oid not in told | stays:
             why = f"was not used once since {since}"
             yield _action(case, index, sizes[index.name], why, tuple(_of_counters(case.settings)))
+
+
+def invalid(case: Case) -> Iterator[Action]:
+    """Indexes that were not built to their end, or not dropped to it: none reads them, each write pays for them."""
+    sizes = {index.name: index.bytes for index in case.bloat.indexes}
+    for index in case.indexes:
+        if not index.valid and not index.in_build:
+            yield _invalid(case, index, sizes.get(index.name, 0))
+
+
+def _invalid(case: Case, index: IndexUse, size: int) -> Action:
+    name = f"{quote_name(index.schema)}.{quote_name(index.name)}"
+    left = _LEFT.fullmatch(index.name)
+    original = left and next((other for other in case.indexes if other.valid and other.name == left[1]), None)
+    notes, locks = [], cost.REINDEX_LOCKS
+    if original and not index.needed_by_others:
+        command, locks = f"DROP INDEX CONCURRENTLY {name};", cost.DROP_LOCKS
+        notes.append(f"REINDEX CONCURRENTLY has left it when it failed; {quote_name(original.name)} is there")
+    else:
+        online = not (case.system or index.exclusion)
+        command = f"REINDEX INDEX {'CONCURRENTLY ' if online else ''}{name};"
+        if not online:
+            locks = cost.OFFLINE_INDEX_LOCKS
+        if index.unique:
+            notes.append("that fails as long as rows contradict it")
+        if not index.needed_by_others and not case.system:
+            notes.append(f"if nobody needs it: DROP INDEX CONCURRENTLY {name}")
+    return Action(
+        ActionKind.INVALID_INDEX,
+        case.name,
+        f"index {quote_name(index.name)} ({bytes_text(size)}) is invalid: no query uses it, but each write has to enter"
+        " rows there, and pglean repack refuses the table",
+        command,
+        Cost(locks=locks),
+        "less to do for each write" if command.startswith("DROP") else "an index that is used",
+        notes=tuple(notes),
+        at_issue_bytes=size,
+    )
 
 
 def _unused_since(settings: Settings, index: IndexUse) -> str:
@@ -90,9 +133,9 @@ def _twice(indexes: tuple[IndexUse, ...]) -> Iterator[tuple[IndexUse, IndexUse, 
             alike[index.method, index.keys, len(index.columns), index.expressions, index.predicate].append(index)
     for group in alike.values():
         # What does more than be searched stays; then what is used most.
-        first, *others = sorted(group, key=lambda i: (not _bound(i), not i.unique, -i.scans, i.name))
+        first, *others = sorted(group, key=lambda i: (not i.needed_by_others, not i.unique, -i.scans, i.name))
         for other in others:
-            if not _bound(other) and (not other.unique or other.promise == first.promise):
+            if not other.needed_by_others and (not other.unique or other.promise == first.promise):
                 yield other, first, "is the same as"
 
 
@@ -113,8 +156,3 @@ def _begins(index: IndexUse, other: IndexUse) -> bool:
         and len(index.keys) == len(index.columns) < len(other.columns)
         and other.keys[: len(index.keys)] == index.keys
     )
-
-
-def _bound(index: IndexUse) -> bool:
-    """Whether it cannot be dropped by itself, or identifies rows."""
-    return index.exclusion or index.constraint or index.replica_identity or index.clustered or index.owned

@@ -12,6 +12,8 @@ from pglean.parameters import boolean, real
 
 #: Up to this version a dead row takes six bytes of VACUUM's memory, of which it uses 1 GB at most.
 LAST_WITH_ARRAY, DEAD_ROW_BYTES, MOST_MEMORY_BYTES = 169999, 6, 1 << 30
+#: What initdb makes has OIDs below that.
+_FIRST_ORDINARY, _SYSTEM_SCHEMAS = 16384, ("pg_catalog", "information_schema", "pg_toast", "pglean")
 #: A line pointer and the header of a row version.
 _LEAST_ROW_BYTES = 28
 
@@ -25,6 +27,8 @@ class Settings:
     #: Options of the command line that lead to it.
     connection: str
     block_bytes: int
+    #: Whether the role is a superuser.
+    superuser: bool
     #: Whether autovacuum runs: `autovacuum` and `track_counts` are on.
     autovacuum: bool
     vacuum_threshold: float
@@ -117,6 +121,8 @@ class IndexUse:
     #: Whether it belongs to an extension, or to the index of a partitioned table.
     owned: bool
     valid: bool
+    #: Whether indexes of its table are being built, as far as the role may see: it may be one of them.
+    in_build: bool
     #: How many transactions were begun since it was made or altered.
     age_transactions: int
     #: When that was, where commits leave their time.
@@ -132,17 +138,14 @@ class IndexUse:
         return self.unique, self.nulls_not_distinct, self.deferrable
 
     @property
+    def needed_by_others(self) -> bool:
+        """Whether it cannot be dropped by itself, or identifies rows."""
+        return self.exclusion or self.constraint or self.replica_identity or self.clustered or self.owned
+
+    @property
     def needed(self) -> bool:
         """Whether it does more than be searched."""
-        return (
-            self.unique
-            or self.exclusion
-            or self.constraint
-            or self.replica_identity
-            or self.clustered
-            or self.owned
-            or not self.valid
-        )
+        return self.needed_by_others or self.unique or not self.valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,11 @@ class Case:
     def name(self) -> str:
         """Qualified, quoted where psql would."""
         return self.bloat.qualified_name
+
+    @property
+    def system(self) -> bool:
+        """Whether it belongs to the server, or to pglean: these pglean leaves alone, and they cannot be altered."""
+        return self.bloat.oid < _FIRST_ORDINARY or self.bloat.schema in _SYSTEM_SCHEMAS
 
     @property
     def rows(self) -> float:

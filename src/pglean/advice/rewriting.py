@@ -74,12 +74,23 @@ def _repack(case: Case, kind: ActionKind, reason: str, order: str | None) -> Act
             f"REFRESH MATERIALIZED VIEW {case.name} does it as well (not CONCURRENTLY), but runs its query: that"
             " changes what it contains, and may take long"
         )
+    invalid = ", ".join(quote_name(index.name) for index in case.indexes if not index.valid)
+    if _online(case):
+        if not case.settings.superuser:
+            notes.append("pglean repack needs a superuser, which the role is not")
+        if invalid:
+            notes.append(
+                f"invalid: {invalid}; see to that first, for such a table is repacked only with --invalid-indexes"
+                " rebuild or drop"
+            )
+    elif case.system:
+        notes.append("in a quiet moment: sessions that need the catalog wait, and so does all that they do")
     spent = cost.of_repack(after - indexes, indexes)
     return Action(
         kind,
         case.name,
         reason,
-        _command(case, order),
+        "" if invalid and _online(case) else _command(case, order),
         spent if _online(case) else replace(spent, locks=cost.OFFLINE_LOCKS),
         f"{bytes_text(table.gain_bytes)} of disk space"
         if order is None
@@ -91,8 +102,8 @@ def _repack(case: Case, kind: ActionKind, reason: str, order: str | None) -> Act
 
 
 def _online(case: Case) -> bool:
-    """Whether pglean repacks it: neither materialized views nor unlogged tables."""
-    return case.activity.kind == "r" and case.activity.persistence == "p"
+    """Whether pglean repacks it: neither materialized views, unlogged tables nor system catalogs."""
+    return not case.system and case.activity.kind == "r" and case.activity.persistence == "p"
 
 
 def _command(case: Case, order: str | None) -> str:
@@ -108,11 +119,11 @@ def reindex(case: Case) -> Iterator[Action]:
         return
     # Of dead rows there are entries as well, which VACUUM removes.
     dead = case.activity.dead_rows / max(case.live_rows, 1.0)
-    exclusion = {index.name for index in case.indexes if index.exclusion}
+    left_out = {index.name for index in case.indexes if index.exclusion or not index.valid}
     chosen = [
         index
         for index in case.bloat.indexes
-        if index.known and index.name not in exclusion and _beyond(index, dead) >= _INDEX_SHARE * index.bytes
+        if index.known and index.name not in left_out and _beyond(index, dead) >= _INDEX_SHARE * index.bytes
     ]
     gain = sum(index.gain_bytes for index in chosen)
     if not chosen or gain < case.min_gain_bytes:
@@ -124,15 +135,26 @@ def reindex(case: Case) -> Iterator[Action]:
         for index in chosen
     )
     after = sum(index.bytes - index.gain_bytes for index in chosen)
+    spent = cost.of_reindex(case.bloat.heap.bytes, after, len(chosen))
+    command = " ".join(["pglean reindex", case.settings.connection, *(f"-i {shlex.quote(name)}" for name in names)])
+    steps: tuple[str, ...] = ()
+    note = f"the server's own command: REINDEX INDEX CONCURRENTLY {names[0]};"
+    if case.system:
+        # It knows no CONCURRENTLY there.
+        statements = tuple(f"REINDEX INDEX {name};" for name in names)
+        command, steps = (statements[0], ()) if len(statements) == 1 else ("", statements)
+        spent = replace(spent, locks=cost.OFFLINE_INDEX_LOCKS)
+        note = "in a quiet moment: sessions that need the catalog wait, and so does all that they do"
     yield Action(
         ActionKind.REINDEX,
         case.name,
         f"its heap is not bloated, but {len(chosen)} of {len(case.bloat.indexes)} indexes: {each}",
-        " ".join(["pglean reindex", case.settings.connection, *(f"-i {shlex.quote(name)}" for name in names)]),
-        cost.of_reindex(case.bloat.heap.bytes, after, len(chosen)),
+        command,
+        spent,
         f"{bytes_text(gain)} of disk space",
         gain,
-        (f"the server's own command: REINDEX INDEX CONCURRENTLY {names[0]};",),
+        (note,),
+        steps=steps,
     )
 
 
@@ -146,7 +168,9 @@ def fillfactor(case: Case) -> Iterator[Action]:
     activity, heap = case.activity, case.bloat.heap
     updated, hot = activity.updated, activity.hot_updated
     many = updated >= max(_UPDATES, _UPDATED_SHARE * case.rows)
-    if not many or not case.bloat.indexes or activity.fillfactor < _FULL_FROM or heap.bytes < case.min_gain_bytes:
+    if not many or case.system or not case.bloat.indexes:
+        return
+    if activity.fillfactor < _FULL_FROM or heap.bytes < case.min_gain_bytes:
         return
     if activity.moved is None:
         if (updated - hot) / updated < _NOT_HOT:

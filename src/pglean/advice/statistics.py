@@ -39,7 +39,14 @@ def settings(server: Server, conn: Connection) -> Settings:
     row = conn.execute(query("advice.settings")).fetchone()
     assert row is not None
     capabilities = server.capabilities
-    return Settings(capabilities.version, capabilities.database, server.words, capabilities.block_bytes, *row)
+    return Settings(
+        capabilities.version,
+        capabilities.database,
+        server.words,
+        capabilities.block_bytes,
+        capabilities.is_superuser,
+        *row,
+    )
 
 
 def read(server: Server, conn: Connection, tables: Sequence[TableBloat]) -> Figures:
@@ -130,6 +137,7 @@ def _index(
         clustered,
         owned,
         valid,
+        in_build,
         age,
         made,
         *counts,
@@ -157,6 +165,7 @@ def _index(
         clustered=clustered,
         owned=owned,
         valid=valid,
+        in_build=in_build,
         age_transactions=age,
         made=made,
         scans=scans,
@@ -179,7 +188,7 @@ def ages(conn: Connection, oids: list[int] | None, vacuums: Sequence[Vacuum]) ->
         qualified = f"{quote_name(schema)}.{quote_name(name)}"
         found.append(Age(qualified, oid, toast, of, age, limit, failsafe, size, oid in running, temporary, pid))
     if oids is None:
-        for name, of, age, limit, failsafe in foreign.rows(conn, query("advice.databases")):
+        for name, of, age, limit, failsafe in foreign.rows(conn, query("advice.databases"), {"share": _NEAR}):
             found.append(Age(f"database {quote_name(name)}", None, False, of, age, limit, failsafe, 0))
     return tuple(sorted(found, key=lambda age: -age.share))
 

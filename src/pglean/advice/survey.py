@@ -38,6 +38,7 @@ _RULES: tuple[Callable[[Case], Iterator[Action]], ...] = (
     rewriting.repack,
     rewriting.reindex,
     rewriting.fillfactor,
+    dropping.invalid,
     dropping.drop,
 )
 

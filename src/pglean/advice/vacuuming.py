@@ -139,7 +139,8 @@ def _for_autovacuum(wanted: int) -> tuple[str, ...]:
 def autovacuum(case: Case) -> Iterator[Action]:
     """It is off, it came too late, or no worker is free."""
     activity, heap = case.activity, case.bloat.heap
-    if heap.bytes < case.min_gain_bytes or not activity.updated + activity.deleted:
+    # Those of the server cannot be altered.
+    if case.system or heap.bytes < case.min_gain_bytes or not activity.updated + activity.deleted:
         return
     if case.switched_off:
         yield Action(

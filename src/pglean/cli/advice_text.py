@@ -24,6 +24,7 @@ _TITLES = {
     ActionKind.REPACK: "repack",
     ActionKind.REPACK_ORDER: "repack in another order",
     ActionKind.REINDEX: "rebuild indexes",
+    ActionKind.INVALID_INDEX: "an invalid index",
     ActionKind.FILLFACTOR: "leave room for updates",
     ActionKind.DROP_INDEX: "an index that may not be needed",
     ActionKind.WAIT: "nothing to do before the horizon is let go",

@@ -51,6 +51,12 @@ SELECT oid, pg_stat_get_tuples_newpage_updated(oid) FROM unnest(%(oids)s::oid[])
 WITH needed AS MATERIALIZED (
     SELECT conindid AS oid FROM pg_constraint WHERE conindid <> 0
 ),
+-- What others build, a role without rights does not see: then all may be in the making.
+in_build AS MATERIALIZED (
+    SELECT wanted.oid FROM unnest(%(oids)s::oid[]) AS wanted(oid)
+     WHERE EXISTS (SELECT FROM pg_stat_progress_create_index p
+                    WHERE p.datname = current_database() AND coalesce(p.relid, wanted.oid) = wanted.oid)
+),
 owned AS MATERIALIZED (
     SELECT objid AS oid FROM pg_depend WHERE classid = 'pg_class'::regclass AND objsubid = 0 AND deptype = 'e'
 )
@@ -69,7 +75,7 @@ SELECT i.indexrelid, i.indrelid, n.nspname, c.relname, am.amname,
        i.indisunique, coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false), NOT i.indimmediate,
        i.indisexclusion, c.oid IN (SELECT oid FROM needed),
        i.indisreplident, i.indisclustered, c.relispartition OR c.oid IN (SELECT oid FROM owned),
-       i.indisvalid AND i.indisready AND i.indislive, age(i.xmin),
+       i.indisvalid AND i.indisready AND i.indislive, i.indrelid IN (SELECT oid FROM in_build), age(i.xmin),
        CASE WHEN current_setting('track_commit_timestamp')::bool THEN pg_xact_commit_timestamp(i.xmin) END,
        pg_stat_get_numscans(c.oid), pg_stat_get_tuples_returned(c.oid), pg_stat_get_tuples_fetched(c.oid),
        s.correlation::float8
@@ -119,7 +125,7 @@ SELECT coalesce(p.oid, c.oid), n.nspname, coalesce(p.relname, c.relname), p.oid 
    AND (a.age >= %(share)s * a.most OR a.options IS NOT NULL)
 
 -- name: databases
--- The others, past their limit.
+-- This one near its limit, as its tables; the others past it.
 SELECT datname, a.of, a.age, a.most, a.failsafe
   FROM pg_database
  CROSS JOIN LATERAL (
@@ -133,7 +139,7 @@ SELECT datname, a.of, a.age, a.most, a.failsafe
      ('transactions', age(datfrozenxid), current_setting('autovacuum_freeze_max_age')::bigint, failsafe.xids),
      ('multixacts', mxid_age(datminmxid), current_setting('autovacuum_multixact_freeze_max_age')::bigint,
       failsafe.multixacts)) AS a(of, age, most, failsafe)
- WHERE datname <> current_database() AND a.age >= a.most
+ WHERE a.age >= CASE WHEN datname = current_database() THEN %(share)s ELSE 1 END * a.most
 
 -- name: vacuums
 -- Of all databases; what a relation of another one is called cannot be seen from here. Columns differ between versions.
