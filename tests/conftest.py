@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pglean import processors
 from pglean.embedded import EmbeddedServer
 from tests.servers import OWNERS, Database, ServerPool, create_database, discover
 
@@ -97,3 +98,9 @@ def seed() -> int:
     value = int(given) if given else random.SystemRandom().randrange(2**32)
     print(f"to repeat this run, set PGLEAN_SEED={value}")
     return value
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How busy the machine is with other tests does not decide whether a run divides its work among workers."""
+    monkeypatch.setattr(processors, "ENOUGH", 0.0)

@@ -68,7 +68,7 @@ def test_the_worst_is_told_first() -> None:
     assert worst([State.UNKNOWN, State.CRITICAL, State.WARNING]) is State.CRITICAL
     tables = (table("fine", 900, 9), table("none", 50, None), table("bad", 10, 9), table("large", 100, 40))
     found = judge(Bloat(tables, 4), thresholds())
-    assert [one.name for one in found.tables] == ["public.bad", "public.large", "public.none", "public.fine"]
+    assert [one.name for one in found.tables] == ["public.bad", "public.large", 'public."none"', "public.fine"]
     assert found.state is State.CRITICAL
     found = judge(Bloat(tables, 4), thresholds(), min_bytes=20 * _MB)
     assert (found.state, found.small, len(found.tables)) == (State.WARNING, 1, 3)
