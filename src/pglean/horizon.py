@@ -141,9 +141,9 @@ class Holder:
     def _elsewhere(self, database: str) -> str:
         return "" if self.database in (None, database) else f" in database {quote_name(self.database or '')}"
 
-    def lasts(self, long_s: float = LONG_S) -> bool:
-        """Whether it has lasted for long."""
-        return self.age_transactions > LONG_TRANSACTIONS if self.open_s is None else self.open_s > long_s
+    def lasts(self, long_s: float | None = None) -> bool:
+        """Whether it has lasted for long, or for so many seconds."""
+        return self.age_transactions > LONG_TRANSACTIONS if self.open_s is None else self.open_s > (long_s or LONG_S)
 
 
 def holders(conn: Connection) -> list[Holder]:

@@ -238,11 +238,8 @@ class Patience:
 
     def _hint(self, blockers: tuple[Blocker, ...]) -> str:
         """Only what would help against these."""
-        prepared = [
-            f"End the prepared transaction: COMMIT PREPARED {blocker.gid}; or ROLLBACK PREPARED {blocker.gid};"
-            for blocker in blockers
-            if blocker.gid is not None
-        ]
+        gids = [blocker.gid for blocker in blockers if blocker.gid is not None]
+        prepared = [f"End the prepared transaction: COMMIT PREPARED {gid} or ROLLBACK PREPARED {gid}." for gid in gids]
         if not blockers:
             return "Try again at a quieter time, or raise --wait-timeout or --max-lock-time."
         if len(prepared) == len(blockers):

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 import pglean
-from pglean import cli
+from pglean import cli, horizon
 from pglean.embedded import EmbeddedServer
 from pglean.errors import Finding
-from pglean.rewrite import checks
 from tests.servers import SETTINGS, Database, create_database
 from tests.support.oracle import assert_nothing_left, name, until
 
@@ -45,7 +44,7 @@ def test_open_transaction(db: Database, monkeypatch: pytest.MonkeyPatch, capsys:
     session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT")
     # Five minutes have not passed.
     assert holders(db) == []
-    monkeypatch.setattr(checks, "_LONG_S", 0.2)
+    monkeypatch.setattr(horizon, "LONG_S", 0.2)
     until(lambda: holders(db) != [], "it has been open for long")
     (finding,) = holders(db)
     who = rf"pid {session.info.backend_pid} \(postgres, old report, idle in transaction, transaction open for [\d:]+\)"
@@ -65,7 +64,7 @@ def test_open_transaction(db: Database, monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_other_databases_count_where_they_write(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who merely reads in another database keeps none of this one's rows from being removed."""
-    monkeypatch.setattr(checks, "_LONG_S", 0.1)
+    monkeypatch.setattr(horizon, "LONG_S", 0.1)
     db.execute(TABLE)
     with create_database(db.server) as other:
         reader, writer = other.connect(autocommit=False), other.connect(autocommit=False)
@@ -80,7 +79,7 @@ def test_other_databases_count_where_they_write(db: Database, monkeypatch: pytes
 
 
 def test_prepared_transaction(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_LONG_S", 0.1)
+    monkeypatch.setattr(horizon, "LONG_S", 0.1)
     db.execute(TABLE)
     db.execute("BEGIN; CREATE TABLE made (); PREPARE TRANSACTION 'it''s old'")
     until(lambda: holders(db) != [], "it was prepared long ago")

@@ -113,7 +113,7 @@ def test_prepared_transaction_is_not_to_be_killed(db: Database, prepared: str) -
                 database.repack("t", wait_timeout_s=0.1, lock_timeout_ms=20, kill_backend=kill_backend)
             error = caught.value
             assert error.hint == (
-                f"End the prepared transaction: COMMIT PREPARED {prepared}; or ROLLBACK PREPARED {prepared};"
+                f"End the prepared transaction: COMMIT PREPARED {prepared} or ROLLBACK PREPARED {prepared}."
                 " The run had not come so far that there was anything to keep, and was undone."
             )
             (blocker,) = error.blockers

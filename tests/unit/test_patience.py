@@ -118,7 +118,7 @@ def test_first_cancelled_then_terminated_then_given_up(
 
 
 PREPARED = Blocker("prepared transaction 'it''s'", gid="'it''s'")
-END_IT = "End the prepared transaction: COMMIT PREPARED 'it''s'; or ROLLBACK PREPARED 'it''s';"
+END_IT = "End the prepared transaction: COMMIT PREPARED 'it''s' or ROLLBACK PREPARED 'it''s'."
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from rich.text import Text
 
 from pglean.advice.survey import MIN_GAIN_BYTES
 from pglean.bloat.finding import Method
-from pglean.bloat.survey import AUTO
 from pglean.cli.advice_text import advice_text
-from pglean.cli.bloat import told
+from pglean.cli.bloat import METHODS, told
 from pglean.cli.connection import connection_options, interruptible, open_database
 from pglean.cli.display import console
+from pglean.cli.looked_at import LOOKED_AT, selection_options
 from pglean.cli.reindex import names
 from pglean.cli.sections import Section, SectionedCommand
 from pglean.disk import bytes_text
@@ -23,28 +23,19 @@ from pglean.options import size_bytes
 #: So many actions are listed for people who have not said how many.
 _TOP = 20
 
-_WHAT = Section("What is looked at")
 _SHOWN = Section("What is shown")
 
 
 @click.command("advise", cls=SectionedCommand, short_help="What to do about bloat, and what stands in the way.")
-@_WHAT.option(
-    "-t",
-    "--table",
-    "tables",
-    multiple=True,
-    metavar="TABLE",
-    help="Table as in SQL, or pattern as psql's \\dt; a partitioned one means its partitions.",
-)
-@_WHAT.option("-c", "--schema", "schemas", multiple=True, metavar="SCHEMA", help="All tables of a schema, or pattern.")
-@_WHAT.option(
+@selection_options
+@LOOKED_AT.option(
     "--method",
-    type=click.Choice([AUTO, *(method.value for method in (Method.ESTIMATE, Method.APPROX, Method.EXACT))]),
+    type=click.Choice(METHODS),
     default=Method.ESTIMATE.value,
     show_default=True,
     help="How bloat is found out, as for pglean bloat.",
 )
-@_WHAT.option("--min-size", metavar="SIZE", default="0", help="Leave out tables that are smaller.")
+@LOOKED_AT.option("--min-size", metavar="SIZE", default="0", help="Leave out tables that are smaller.")
 @_SHOWN.option(
     "--min-gain",
     metavar="SIZE",

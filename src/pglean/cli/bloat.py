@@ -22,6 +22,7 @@ from pglean.cli.bloat_table import bloat_csv, bloat_table
 from pglean.cli.connection import connection_options, interruptible, open_database
 from pglean.cli.density_map import CELLS, density_map
 from pglean.cli.display import console
+from pglean.cli.looked_at import selection_options
 from pglean.cli.reindex import names
 from pglean.cli.sections import Section, SectionedCommand
 from pglean.disk import bytes_text
@@ -34,21 +35,12 @@ METHODS = [AUTO, *(method.value for method in (Method.ESTIMATE, Method.APPROX, M
 #: So many tables are listed for people who have not said how many.
 _TOP = 20
 
-_WHAT = Section("What is looked at")
 _HOW = Section("How it is looked at")
 _SHOWN = Section("What is shown")
 
 
 @click.command("bloat", cls=SectionedCommand, short_help="What is bloated, and what a repack would give back.")
-@_WHAT.option(
-    "-t",
-    "--table",
-    "tables",
-    multiple=True,
-    metavar="TABLE",
-    help="Table as in SQL, or pattern as psql's \\dt; a partitioned one means its partitions.",
-)
-@_WHAT.option("-c", "--schema", "schemas", multiple=True, metavar="SCHEMA", help="All tables of a schema, or pattern.")
+@selection_options
 @_HOW.option(
     "--method",
     type=click.Choice(METHODS),

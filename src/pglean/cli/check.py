@@ -23,6 +23,7 @@ from pglean.bloat.survey import MAX_SCAN_BYTES
 from pglean.bloat.verdict import Judged, State, Threshold, Thresholds, Verdict
 from pglean.cli.bloat import METHODS
 from pglean.cli.connection import connection_options, interruptible, open_database
+from pglean.cli.looked_at import LOOKED_AT, selection_options
 from pglean.cli.reindex import names
 from pglean.cli.sections import Section, SectionedCommand
 from pglean.disk import bytes_text
@@ -38,7 +39,6 @@ _TOP = 20
 #: What is smaller is left out, where no table is named.
 _MIN_SIZE = "64MB"
 
-_WHAT = Section("What is looked at")
 _HOW = Section("How it is looked at")
 _WHEN = Section("What is too much")
 _SHOWN = Section("What is shown")
@@ -67,16 +67,8 @@ class _CheckCommand(SectionedCommand):
 
 
 @click.command("check", cls=_CheckCommand, short_help="Whether tables are too bloated, for monitoring.")
-@_WHAT.option(
-    "-t",
-    "--table",
-    "tables",
-    multiple=True,
-    metavar="TABLE",
-    help="Table as in SQL, or pattern as psql's \\dt; a partitioned one means its partitions.",
-)
-@_WHAT.option("-c", "--schema", "schemas", multiple=True, metavar="SCHEMA", help="All tables of a schema, or pattern.")
-@_WHAT.option(
+@selection_options
+@LOOKED_AT.option(
     "--min-size",
     metavar="SIZE",
     help=f"Leave out tables that are smaller.  [default: {_MIN_SIZE}; 0 where tables are named by -t]",

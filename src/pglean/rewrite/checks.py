@@ -23,8 +23,6 @@ from pglean.table import Column, Table, quote_name
 
 #: The oldest server that can read a range of blocks without reading the rest (TID range scan).
 OLDEST = 140000
-#: How long a transaction may have been open, in seconds, before it is told that it holds the vacuum horizon.
-_LONG_S = horizon.LONG_S
 #: The most columns that a table can have; what is surely left of a page for the values of a row; what is left in it of
 #: a value that is stored out of line, padded.
 _MOST_COLUMNS, _PAGE_BYTES, _OUT_OF_LINE_BYTES = 1600, 7920, 24
@@ -95,7 +93,7 @@ def gather(
         busy=busy,
         all_tables=tuple(row[0] for row in conn.execute(query("checks.all_tables"))),
         horizon_holders=tuple(
-            holder for holder in horizon.holders(conn) if not holder.catalogs_only and holder.lasts(_LONG_S)
+            holder for holder in horizon.holders(conn) if not holder.catalogs_only and holder.lasts()
         ),
         event_triggers=tuple(row[0] for row in conn.execute(query("checks.event_triggers"))),
         session=rights.of_session(conn),
