@@ -143,7 +143,11 @@ class Holder:
 
     def lasts(self, long_s: float | None = None) -> bool:
         """Whether it has lasted for long, or for so many seconds."""
-        return self.age_transactions > LONG_TRANSACTIONS if self.open_s is None else self.open_s > (long_s or LONG_S)
+        return (
+            self.age_transactions > LONG_TRANSACTIONS
+            if self.open_s is None
+            else self.open_s > (LONG_S if long_s is None else long_s)
+        )
 
 
 def holders(conn: Connection) -> list[Holder]:
