@@ -185,7 +185,7 @@ class Database:
         a lock, a connection, the disk or a pause, the run is kept (see `resume`); else nothing of it is left, or
         the error's hint says what is.
         """
-        with _told(self.server):
+        with _told(self.server), self.server.kept():
             return pipeline.repack(self.server, self._oid(table), _options(options, changes), on_progress)
 
     def repack_all(
@@ -227,10 +227,11 @@ class Database:
                         ended.append(error)
             return outcome
 
-        if at_once == 1:
-            return {table: work(table) for table in tables}
-        with ThreadPoolExecutor(at_once, thread_name_prefix="pglean table") as pool:
-            return dict(zip(tables, pool.map(work, tables), strict=True))
+        with self.server.kept():
+            if at_once == 1:
+                return {table: work(table) for table in tables}
+            with ThreadPoolExecutor(at_once, thread_name_prefix="pglean table") as pool:
+                return dict(zip(tables, pool.map(work, tables), strict=True))
 
     def plan_reindex(
         self,

@@ -25,6 +25,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, tuple_row
 
 from pglean.errors import ConnectionLost, DiskFull, Interrupted, PgleanError, UsageError
+from pglean.spares import Spares
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 Statement: TypeAlias = LiteralString | sql.SQL | sql.Composed
@@ -118,7 +119,8 @@ class Server:
     Raises `ConnectionLost` where it cannot be reached, `UsageError` where the connection string is wrong.
     """
 
-    def __init__(self, conninfo: str = "") -> None:
+    def __init__(self, conninfo: str = "", *, like: Server | None = None) -> None:
+        """`like`: another of the same database, whose knowledge and spare sessions it shares."""
         self._conninfo = conninfo
         self._open: set[Connection] = set()
         self._lock = threading.Lock()
@@ -127,9 +129,16 @@ class Server:
         self._postponed: PgleanError | None = None
         self._shielded = False
         self._clones: list[Server] = []
+        #: Of those that each session sets, what this server has and lets our role set; empty until that is known.
+        self._settings: dict[str, str] = {}
+        self._spares = Spares()
+        self.capabilities: Capabilities
+        if like is not None:
+            self._settings, self._spares, self.capabilities = like._settings, like._spares, like.capabilities
+            return
         try:
             with self.connect("preflight") as conn:
-                self.capabilities = _capabilities(conn, self._search_path)
+                self.capabilities = _capabilities(conn)
         except ConnectionLost as error:
             error.hint = "Nothing was begun. Look whether the server runs, and at -h, -p, -U and -d."
             raise
@@ -151,7 +160,7 @@ class Server:
 
     @contextlib.contextmanager
     def connect(self, purpose: str, *, cancellable: bool = True, replication: bool = False) -> Iterator[Connection]:
-        """A session in autocommit mode, closed at the end of the block.
+        """A session in autocommit mode, closed at the end of the block, or kept for whoever asks for one next (`kept`).
 
         Raises `ConnectionLost`, `UsageError`, `Interrupted`.
         `cancellable=False` is for undoing: its statements survive the `cancel` that made it necessary.
@@ -159,19 +168,56 @@ class Server:
         """
         if cancellable:
             self.check()
-        conn = self._connect(purpose, replication=replication)
+        conn = self._take(purpose, replication=replication) or self._connect(purpose, replication=replication)
         if cancellable:
             with self._lock:
                 self._open.add(conn)
+        spare = False
         try:
             if cancellable:
                 # A `cancel` of this moment may have looked at the open sessions before this one was among them.
                 self.check()
             yield conn
+            spare = not replication
         finally:
             with self._lock:
                 self._open.discard(conn)
-            conn.close()
+            if not (spare and self._spare(conn)):
+                conn.close()
+
+    def kept(self) -> contextlib.AbstractContextManager[None]:
+        """In the block sessions that have done their work are kept for what asks for one next.
+
+        One that is new to a table's catalog entries, and to the server, takes several times as long for what is
+        to be done with a small table.
+        """
+        return self._spares.kept()
+
+    def _take(self, purpose: str, *, replication: bool) -> Connection | None:
+        while not replication and (conn := self._spares.take()) is not None:
+            try:
+                set_purpose(conn, purpose)
+            except psycopg.Error:
+                # Somebody has ended it meanwhile.
+                conn.close()
+                continue
+            return conn
+        return None
+
+    def _spare(self, conn: Connection) -> bool:
+        """Keep it, as it was when it was new; False where it is not wanted, or is not what it should be."""
+        # Where a role was set for the login, there is no way back to it but to log in again. One that may have been
+        # sent a request to cancel might act on it in its next life.
+        if self.cancelled or self.capabilities.role != self.capabilities.login_role or not self._spares.wants(conn):
+            return False
+        try:
+            # Locks, temporary tables, settings, prepared statements: all that a session can have of its own.
+            conn.execute("DISCARD ALL")
+            self._make_safe(conn)
+            set_purpose(conn, "spare")
+        except (psycopg.Error, UsageError):
+            return False
+        return self._spares.put(conn)
 
     @property
     def connections(self) -> list[Connection]:
@@ -188,6 +234,8 @@ class Server:
                 prepare_threshold=None,
                 row_factory=tuple_row,
                 cursor_factory=_PlainCursor if replication else _Cursor,
+                # A name in another encoding must reach the server as it was read from it.
+                client_encoding="UTF8",
                 application_name=application_name(purpose),
             )
         except psycopg.ProgrammingError as error:
@@ -207,21 +255,16 @@ class Server:
         return conn
 
     def _make_safe(self, conn: Connection) -> None:
-        # A name in another encoding must reach the server as it was read from it.
-        conn.execute("SET client_encoding TO 'UTF8'")
-        self._search_path = str(_one(conn, "SELECT pg_catalog.current_setting('search_path')"))
-        # Not every version has every setting. Who may not set some is refused later, with all that stands in the way
-        # (`checks`); here he must get in.
-        conn.execute(
-            "SELECT pg_catalog.set_config(s.name, s.value, false)"
+        if not self._settings:
+            self._settings = _settable(conn)
+        pid = _one(
+            conn,
+            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config(s.name, s.value, false)"
             " FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]))"
-            " AS s(name, value)"
-            " JOIN pg_catalog.pg_settings AS p ON p.name OPERATOR(pg_catalog.=) s.name"
-            " WHERE p.context OPERATOR(pg_catalog.=) 'user'"
-            " OR pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'",
-            (list(SETTINGS), list(SETTINGS.values())),
+            " AS s(name, value)",
+            (list(self._settings), list(self._settings.values())),
         )
-        if _one(conn, "SELECT pg_catalog.pg_backend_pid()") != conn.info.backend_pid:
+        if pid != conn.info.backend_pid:
             raise UsageError(
                 "the connection goes through a pooler",
                 detail="Settings, locks and snapshots of a session must stay with one server process.",
@@ -234,7 +277,10 @@ class Server:
         Or of another `database` of the same server, with the same credentials.
         A `cancel` of this one is one of that, too. Raises what `Server` raises.
         """
-        other = Server(self._conninfo if database is None else make_conninfo(self._conninfo, dbname=database))
+        if database is None:
+            other = Server(self._conninfo, like=self)
+        else:
+            other = Server(make_conninfo(self._conninfo, dbname=database))
         with self._lock:
             self._clones.append(other)
         if self._cancelled.is_set():
@@ -327,7 +373,20 @@ def scalar(conn: Connection, query: Statement, params: Any = None) -> Any:
     return _one(conn, query, params)
 
 
-def _capabilities(conn: Connection, search_path: str) -> Capabilities:
+def _settable(conn: Connection) -> dict[str, str]:
+    # Not every version has every setting. Who may not set some is refused later, with all that stands in the way
+    # (`checks`); here he must get in.
+    rows = conn.execute(
+        "SELECT name FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])"
+        " AND (context OPERATOR(pg_catalog.=) 'user'"
+        " OR pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on')",
+        (list(SETTINGS),),
+    ).fetchall()
+    known = {name for (name,) in rows}
+    return {name: value for name, value in SETTINGS.items() if name in known}
+
+
+def _capabilities(conn: Connection) -> Capabilities:
     row = conn.execute(
         """
         SELECT pg_catalog.current_database(), current_user, session_user,
@@ -336,12 +395,13 @@ def _capabilities(conn: Connection, search_path: str) -> Capabilities:
                pg_catalog.pg_is_in_recovery(),
                pg_catalog.current_setting('block_size')::int,
                pg_catalog.current_setting('max_connections')::int,
+               (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'search_path'),
                EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql')
         """
     ).fetchone()
     assert row is not None
     database, role, login_role, is_superuser, login_is_superuser, *others = row
-    in_recovery, block_bytes, max_connections, has_plpgsql = others
+    in_recovery, block_bytes, max_connections, search_path, has_plpgsql = others
     return Capabilities(
         version=conn.info.server_version,
         database=database,

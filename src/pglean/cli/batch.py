@@ -294,6 +294,10 @@ class _Batch:
 
     def run(self, targets: Sequence[_Target]) -> PgleanError | None:
         """What has ended the batch before its time. Raises `Refused` where the database refuses every table."""
+        with self._database.server.kept():
+            return self._run(targets)
+
+    def _run(self, targets: Sequence[_Target]) -> PgleanError | None:
         if not targets:
             name = quote_name(self._database.server.capabilities.database)
             self._report.show(Text(f"nothing to do: there is no table to repack in database {name}"))

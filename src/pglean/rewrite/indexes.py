@@ -83,7 +83,9 @@ def run(run: Run) -> None:
     The shadow holds what the table held in one snapshot, in which the constraints were true: unique twins can be built.
     The one with most work comes first: begun last, it would be built alone while the other workers have nothing to do.
     """
-    efforts: dict[int, float] = dict(run.control.execute(query("indexes.effort"), {"oid": run.table.oid}).fetchall())
+    efforts: dict[int, float] = {}
+    if 1 < run.workers.count < len(run.table.indexes):
+        efforts = dict(run.control.execute(query("indexes.effort"), {"oid": run.table.oid}).fetchall())
     built = jobs.twins(run.control, run.job.id)
     empty = jobs.unbuilt(run.control, run.job.id)
     indexes = sorted(

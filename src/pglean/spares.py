@@ -1,0 +1,69 @@
+"""Sessions that have done their work, kept for the next that is asked for.
+
+Only within `kept`: whoever has nothing to do holds no connection. What they were used for must not be seen of them: one
+that is put here has been reset by whoever puts it, and has neither transaction nor lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import psycopg
+from psycopg.rows import TupleRow
+
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+
+#: A session remembers each relation that it has ever met, some kB of each: after so many uses another takes its place.
+_MOST_USES = 200
+
+
+class Spares:
+    """Those of one database. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._keepers = 0
+        self._conns: list[Connection] = []
+        #: How often each was used, those that are in use among them.
+        self._uses: dict[Connection, int] = {}
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """In the block they are kept; all are closed at the end of the last of several such blocks."""
+        with self._lock:
+            self._keepers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._keepers -= 1
+                left = [] if self._keepers else self._conns
+                if not self._keepers:
+                    self._conns, self._uses = [], {}
+            for conn in left:
+                conn.close()
+
+    def take(self) -> Connection | None:
+        """The one that was used last, which knows most of what it will meet; None where none is left."""
+        with self._lock:
+            return self._conns.pop() if self._conns else None
+
+    def wants(self, conn: Connection) -> bool:
+        """Whether it would be kept: asked before it is reset for that."""
+        idle = conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        with self._lock:
+            uses = self._uses[conn] = self._uses.get(conn, 0) + 1
+            if idle and self._keepers and uses < _MOST_USES:
+                return True
+            del self._uses[conn]
+            return False
+
+    def put(self, conn: Connection) -> bool:
+        """Keep it; False where nobody wants it any more."""
+        with self._lock:
+            if self._keepers:
+                self._conns.append(conn)
+            return bool(self._keepers)

@@ -1,0 +1,165 @@
+"""Sessions that are kept for the next table: how many there are, what is seen of their past, and who may end them."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+import pglean
+from pglean.errors import PgleanError
+from pglean.progress import Progress
+from pglean.server import Connection, Server, scalar, transaction
+from tests.servers import Database
+from tests.support.oracle import until
+
+_SPARE = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pglean spare'"
+)
+_OURS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name ~ '^pglean '"
+_END = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name ="
+)
+
+
+def _pid(conn: Connection) -> int:
+    return int(scalar(conn, "SELECT pg_backend_pid()"))
+
+
+def _settings(conn: Connection) -> dict[str, str]:
+    return dict(conn.execute("SELECT name, setting FROM pg_settings").fetchall())
+
+
+def _tables(db: Database, count: int) -> list[str]:
+    names = [f"t{number}" for number in range(count)]
+    for name in names:
+        db.execute(
+            f"CREATE TABLE {name} (id int PRIMARY KEY, v text); INSERT INTO {name} VALUES (1, 'one'), (2, 'two')"
+        )
+    return names
+
+
+def _opened(db: Database) -> int:
+    """Sessions that were ever begun in the database, once all of ours are counted."""
+    until(lambda: db.scalar(_OURS) == 0, "all sessions have ended")
+    return int(db.scalar("SELECT sessions FROM pg_stat_database WHERE datname = current_database()"))
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_several_tables_share_their_sessions(db: Database, at_once: int) -> None:
+    names = _tables(db, 8)
+    seen: list[int] = []
+    with pglean.connect(db.conninfo) as database:
+        database.repack(names[0])
+        before = _opened(db)
+        database.repack(names[0])
+        single = _opened(db) - before
+        outcomes = database.repack_all(
+            names, at_once=at_once, on_progress=lambda _: seen.append(int(db.scalar(_SPARE))) if at_once == 1 else None
+        )
+    assert not [outcome for outcome in outcomes.values() if isinstance(outcome, PgleanError)]
+    # The one that is open when another begins is the only one of its kind; a few more may meet by chance.
+    assert _opened(db) - before - single <= at_once * single + 2
+    assert at_once > 1 or max(seen) > 0
+
+
+def test_nothing_of_its_past_is_seen(db: Database) -> None:
+    db.execute("CREATE SCHEMA elsewhere")
+    server = Server(db.conninfo)
+    with server.kept():
+        with server.connect("second") as conn:
+            fresh, pid = _settings(conn), _pid(conn)
+            for statement in (
+                "SELECT pg_advisory_lock(1)",
+                "CREATE TEMP TABLE mine ()",
+                "PREPARE mine AS SELECT 1",
+                "LISTEN mine",
+                "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
+                "SELECT set_config('mine.own', 'yes', false)",
+                "SET search_path = elsewhere",
+                "SET lock_timeout = 1",
+                "SET client_encoding = 'LATIN1'",
+                "SET ROLE pg_monitor",
+            ):
+                conn.execute(statement)
+        assert db.scalar(_SPARE) == 1
+        with server.connect("second") as conn:
+            assert _pid(conn) == pid
+            for query in (
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+                "SELECT count(*) FROM pg_class WHERE relname = 'mine'",
+                "SELECT count(*) FROM pg_prepared_statements",
+                "SELECT count(*) FROM pg_listening_channels()",
+                "SELECT count(*) FROM pg_cursors WHERE name = 'mine'",
+            ):
+                assert scalar(conn, query) == 0, query
+            assert not scalar(conn, "SELECT current_setting('mine.own', true)")
+            assert scalar(conn, "SELECT current_user = session_user")
+            assert scalar(conn, "SELECT current_setting('application_name')") == "pglean second"
+            assert _settings(conn) == fresh
+            assert conn.info.encoding == "utf-8"
+    until(lambda: db.scalar(_OURS) == 0, "the spare session has ended")
+
+
+def test_what_is_not_kept(db: Database) -> None:
+    server = Server(db.conninfo)
+    with server.kept():
+        with pytest.raises(RuntimeError), server.connect("failed"):
+            raise RuntimeError
+        assert db.scalar(_SPARE) == 0
+        with server.connect("in a transaction") as conn:
+            conn.execute("BEGIN")
+        assert db.scalar(_SPARE) == 0
+        with server.connect("closed") as conn:
+            conn.close()
+        assert db.scalar(_SPARE) == 0
+        with server.connect("interrupted"):
+            server.cancel("SIGINT")
+        assert db.scalar(_SPARE) == 0
+    other = Server(db.conninfo)
+    with other.connect("outside"):
+        pass
+    until(lambda: db.scalar(_OURS) == 0, "all sessions have ended")
+
+
+def test_a_role_that_was_set_for_the_login_is_there_in_every_session(db: Database) -> None:
+    role, group = f"login_{db.name}", f"group_{db.name}"
+    db.execute(f'CREATE ROLE "{group}"; CREATE ROLE "{role}" LOGIN SUPERUSER IN ROLE "{group}"')
+    try:
+        db.execute(f"ALTER ROLE \"{role}\" SET role = '{group}'")
+        server = Server(make_conninfo(db.conninfo, user=role))
+        with server.kept():
+            for _ in range(2):
+                with server.connect("first") as conn:
+                    assert scalar(conn, "SELECT current_user") == group
+    finally:
+        db.execute(f'DROP ROLE "{role}", "{group}"')
+
+
+def test_a_spare_session_that_somebody_ended(db: Database) -> None:
+    names = _tables(db, 3)
+    ended: list[int] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.phase == "planned":
+            ended.append(len(db.fetchall(f"{_END} 'pglean spare'")))
+
+    with pglean.connect(db.conninfo) as database:
+        database.repack(names[0])
+        outcomes = {}
+        with database.server.kept():
+            for name in names:
+                outcomes[name] = database.repack(name, on_progress=watch)
+                ended.append(len(db.fetchall(f"{_END} 'pglean spare'")))
+    assert max(ended) > 0
+    assert len(outcomes) == 3
+
+
+def test_a_session_is_not_used_for_ever(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pglean.spares._MOST_USES", 3)
+    server = Server(db.conninfo)
+    pids = []
+    with server.kept():
+        for _ in range(7):
+            with server.connect("again") as conn, transaction(conn):
+                pids.append(_pid(conn))
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 1]
