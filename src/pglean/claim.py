@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import psycopg
+
 from pglean.server import Connection, scalar
 from pglean.sql import query
 
@@ -20,6 +25,22 @@ def claim(conn: Connection, oid: int) -> bool:
 def release(conn: Connection, oid: int) -> None:
     """Give the claim back."""
     conn.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (_NAMESPACE << 32 | oid,))
+
+
+@contextlib.contextmanager
+def held(conn: Connection, oid: int) -> Iterator[bool]:
+    """Whether the claim could be taken; in the block the session has it then.
+
+    Given back at the end, and not left to the end of the session, which the server takes its time to notice: whoever
+    comes next, and be it the same process, would be refused.
+    """
+    taken = claim(conn, oid)
+    try:
+        yield taken
+    finally:
+        if taken:
+            with contextlib.suppress(psycopg.Error):
+                release(conn, oid)
 
 
 def claimed(conn: Connection, oid: int) -> bool:

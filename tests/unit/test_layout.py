@@ -26,6 +26,7 @@ ORDER = [
     "embedded",
     "sql.*",
     "pausepoint",
+    "spares",
     "server",
     "foreign",
     "catalog",

@@ -26,7 +26,7 @@ from functools import partial
 import psycopg
 from psycopg import sql
 
-from pglean.claim import claim, release
+from pglean.claim import held
 from pglean.engines import candidate
 from pglean.engines.candidate import Candidate, Relation
 from pglean.engines.plan import ReindexPlan, Work
@@ -154,16 +154,12 @@ class _Run:
     @contextlib.contextmanager
     def _claimed(self, relation: Relation) -> Iterator[Connection]:
         """A session that has the claim on the table: no other run of pglean works on it meanwhile."""
-        with self._server.connect(f"reindex {relation.name}") as conn:
-            if not claim(conn, relation.main_oid):
+        oid = relation.main_oid
+        with self._server.connect(f"reindex {relation.name}") as conn, held(conn, oid) as ours:
+            if not ours:
                 name = relation.qualified_name
                 raise Refused(name, list(candidate.of_relation(relation, busy=True)), "reindexed")
-            try:
-                yield conn
-            finally:
-                # Not left to the end of the session, which the server takes its time to notice.
-                with contextlib.suppress(psycopg.Error):
-                    release(conn, relation.main_oid)
+            yield conn
 
     def _failed(self, index: Candidate, error: Exception) -> None:
         told = self._server.translate(error)

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import errors as pg
 
 from pglean import capture, catalog, disk
-from pglean.claim import claim, release
+from pglean.claim import held
 from pglean.engines import repair
 from pglean.errors import CaptureGap, IndexesChanged, LockNotObtained, TableChanged, UsageError
 from pglean.locks import Mode, OverBudget, Patience, locked, patiently
@@ -269,8 +269,8 @@ def _finish(server: Server, conn: Connection, job_id: int) -> None:
 
 def _repack(server: Server, oid: int, options: Options, on_progress: Callback | None, only: int | None) -> Result:
     started = time.monotonic()
-    with server.connect("watch") as keeper, server.connect("run") as control:
-        plan = preflight.make(server, keeper, oid, options, busy=not claim(keeper, oid))
+    with server.connect("watch") as keeper, held(keeper, oid) as ours, server.connect("run") as control:
+        plan = preflight.make(server, keeper, oid, options, busy=not ours)
         if schema.ensure(control):
             plan = preflight.make(server, keeper, oid, options, busy=False)
         space = disk.of_tablespaces(control, plan.disk_bytes_by_tablespace)
@@ -309,11 +309,8 @@ def _repack(server: Server, oid: int, options: Options, on_progress: Callback | 
             if told is error:
                 raise
             raise told from error
-        # Not left to the end of the session, which the server takes its time to notice.
-        with contextlib.suppress(psycopg.Error):
-            release(keeper, oid)
-        reporter.phase("done")
-        return result
+    reporter.phase("done")
+    return result
 
 
 def _begin(
