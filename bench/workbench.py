@@ -112,8 +112,8 @@ class Workbench:
     def __init__(self, server: EmbeddedServer, rows: int) -> None:
         """`rows` of the table before half of them are deleted."""
         self._server = server
-        self._ground = Ground.private(server)
-        self._orders = Template(self._ground, WORKLOADS["orders"], rows)
+        self.ground = Ground.private(server)
+        self._orders = Template(self.ground, WORKLOADS["orders"], rows)
         self._made: set[str] = set()
         #: What the database is in, as long as nobody has changed it.
         self._state = ""
@@ -217,7 +217,7 @@ class Workbench:
         return cost
 
     def _wal_bytes(self) -> int:
-        return int(self._ground.value("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn", None))
+        return int(self.ground.value("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn", None))
 
     def _make(self, state: str) -> None:
         """Make the template of a state, and of all that it is made from."""

@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -28,7 +29,7 @@ class Spares:
         self._keepers = 0
         self._conns: list[Connection] = []
         #: How often each was used, those that are in use among them.
-        self._uses: dict[Connection, int] = {}
+        self._uses: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -40,9 +41,9 @@ class Spares:
         finally:
             with self._lock:
                 self._keepers -= 1
-                left = [] if self._keepers else self._conns
+                left: list[Connection] = []
                 if not self._keepers:
-                    self._conns, self._uses = [], {}
+                    left, self._conns = self._conns, left
             for conn in left:
                 conn.close()
 
@@ -56,10 +57,7 @@ class Spares:
         idle = conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         with self._lock:
             uses = self._uses[conn] = self._uses.get(conn, 0) + 1
-            if idle and self._keepers and uses < _MOST_USES:
-                return True
-            del self._uses[conn]
-            return False
+            return idle and self._keepers > 0 and uses < _MOST_USES
 
     def put(self, conn: Connection) -> bool:
         """Keep it; False where nobody wants it any more."""
