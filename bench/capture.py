@@ -37,9 +37,11 @@ import machine
 from ground import DATABASE, Ground
 from load import Load
 from pglean import capture, catalog
+from pglean.blockers import Mode
 from pglean.embedded import EmbeddedServer
-from pglean.locks import Mode, Patience, Policy, locked
+from pglean.locks import locked
 from pglean.options import Capture, Options
+from pglean.patience import Patience, Policy
 from pglean.rewrite import job as jobs
 from pglean.rewrite import schema
 from pglean.server import Server, scalar, transaction

@@ -22,8 +22,8 @@ from pglean.engines import plan as _reindex_plan
 from pglean.engines import reindex as _reindex
 from pglean.engines.plan import Choice, ReindexPlan
 from pglean.errors import NotBegun, PgleanError, UsageError
-from pglean.locks import Patience, Policy
 from pglean.options import Capture, Compression, InvalidIndexes, Options, Verify, Window
+from pglean.patience import Patience, Policy
 from pglean.progress import Callback, Progress
 from pglean.result import ReindexResult, Result
 from pglean.rewrite import cleanup as _cleanup

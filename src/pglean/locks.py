@@ -2,54 +2,31 @@
 
 Every request waits at most `lock_timeout_ms` (so long may others queue behind it), then everything is let go, the
 transaction ends (an open one while waiting would hold the horizon, and savepoints instead of transactions once slowed
-a whole cluster), and the next attempt comes after a pause that doubles, with jitter. After `wait_timeout_s`
-the attempt ends with `LockNotObtained`, which names who stood in the way.
-
-Nobody is cancelled unless the user asked for it. Then, as in pg_repack, in two steps: after the wait timeout the
-sessions that hold conflicting locks on this table, in this database, are cancelled, after twice that time terminated.
-Each is named when it happens, and in the error if it was for nothing. A prepared transaction cannot be cancelled; it is
-named, and no one is made to suffer for it.
-
-One exception, which is the server's own rule: an autovacuum worker that keeps a lock request waiting is cancelled,
-unless it prevents wraparound. The server does so after deadlock_timeout, which our short requests never reach.
+a whole cluster), and the next attempt comes when `patience` says so.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import LiteralString, Protocol, TypeVar
+from typing import LiteralString, TypeVar
 
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
+from pglean.blockers import Mode, find_blockers
 from pglean.catalog import relation
-from pglean.errors import LockNotObtained, TableChanged
-from pglean.options import Options
+from pglean.errors import TableChanged
+from pglean.patience import Patience
 from pglean.server import Connection, Server, scalar
 from pglean.sql import query
 from pglean.table import Table
 
 T = TypeVar("T")
-
-
-class Mode(StrEnum):
-    """The locks that a run takes on the user's table, with what they keep away."""
-
-    #: Readers' lock: keeps TRUNCATE, rewrites and column changes away.
-    ACCESS_SHARE = "ACCESS SHARE"
-    #: Keeps DDL, VACUUM and index builds away; readers and writers go on.
-    SHARE_UPDATE_EXCLUSIVE = "SHARE UPDATE EXCLUSIVE"
-    #: Keeps writers and other DDL away; readers go on.
-    SHARE_ROW_EXCLUSIVE = "SHARE ROW EXCLUSIVE"
-    #: Keeps everybody away.
-    ACCESS_EXCLUSIVE = "ACCESS EXCLUSIVE"
 
 
 _STATEMENT: dict[Mode, LiteralString] = {
@@ -59,78 +36,7 @@ _STATEMENT: dict[Mode, LiteralString] = {
     Mode.ACCESS_EXCLUSIVE: "LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE",
 }
 
-#: Modes that conflict with each of ours, as the server's documentation has them.
-_CONFLICTS: dict[Mode, list[str]] = {
-    Mode.ACCESS_SHARE: ["AccessExclusiveLock"],
-    Mode.SHARE_UPDATE_EXCLUSIVE: [
-        "ShareUpdateExclusiveLock",
-        "ShareLock",
-        "ShareRowExclusiveLock",
-        "ExclusiveLock",
-        "AccessExclusiveLock",
-    ],
-    Mode.SHARE_ROW_EXCLUSIVE: [
-        "RowExclusiveLock",
-        "ShareUpdateExclusiveLock",
-        "ShareLock",
-        "ShareRowExclusiveLock",
-        "ExclusiveLock",
-        "AccessExclusiveLock",
-    ],
-    Mode.ACCESS_EXCLUSIVE: [
-        "AccessShareLock",
-        "RowShareLock",
-        "RowExclusiveLock",
-        "ShareUpdateExclusiveLock",
-        "ShareLock",
-        "ShareRowExclusiveLock",
-        "ExclusiveLock",
-        "AccessExclusiveLock",
-    ],
-}
-
 steps_log = logging.getLogger("pglean.locks")
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
-#: The server's default for deadlock_timeout.
-_AUTOVACUUM_AFTER_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How long a lock may be waited for and held, and what may be done about those who hold it."""
-
-    lock_timeout_ms: int
-    wait_timeout_s: float
-    #: For locks that keep writers away.
-    max_lock_ms: int
-    kill_backend: bool
-
-    @classmethod
-    def of(cls, options: Options) -> Policy:
-        return cls(options.lock_timeout_ms, options.wait_timeout_s, options.max_lock_ms, options.kill_backend)
-
-
-@dataclass(frozen=True, slots=True)
-class Blocker:
-    """Who holds, or waits ahead for, a conflicting lock."""
-
-    #: One phrase: who it is, and for how long.
-    phrase: str
-    #: The name of a prepared transaction, as SQL writes it; None for a session.
-    gid: str | None = None
-    #: Whether --kill-backend would cancel and terminate it.
-    killable: bool = False
-
-
-class Named(Protocol):
-    """A table, as far as it is known to whoever waits for it."""
-
-    @property
-    def oid(self) -> int: ...
-
-    @property
-    def qualified_name(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,128 +78,6 @@ class Hold:
         if left <= 0:
             raise OverBudget(f"What was to be done did not fit into {self._limit_ms} ms.")
         self._conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(left)))
-
-
-class Patience:
-    """The time that one purpose may wait for its locks in all, however many attempts and releases it takes.
-
-    `on_wait` is told what is waited for, and who is in the way; `on_message` whom that has cost his statement or
-    his session.
-    """
-
-    def __init__(
-        self,
-        server: Server,
-        policy: Policy,
-        on_wait: Callable[[str], None],
-        on_message: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self._server, self.policy = server, policy
-        self._on_wait, self._on_message = on_wait, on_message
-        self._started = time.monotonic()
-        self._pause_s = _FIRST_PAUSE_S
-        self._escalated = 0
-        self._just_escalated = False
-        #: What was done to whom, in order; each once.
-        self._done: dict[str, None] = {}
-
-    @property
-    def _waited_s(self) -> float:
-        return time.monotonic() - self._started
-
-    @contextlib.contextmanager
-    def elsewhere(self) -> Iterator[None]:
-        """What is done in the block is no waiting: nobody is to be cancelled for how long it takes."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._started += time.monotonic() - began
-
-    def tell(self, reason: str) -> None:
-        """Tell what is waited for, where that is no lock on a table."""
-        self._on_wait(reason)
-
-    def pause(self, table: Named, mode: Mode, reason: str, blockers: tuple[Blocker, ...]) -> None:
-        """Wait before the next attempt, with no lock and no transaction.
-
-        Raises `LockNotObtained` at the end of the patience.
-        """
-        limit = self.policy.wait_timeout_s * (3 if self.policy.kill_backend else 1)
-        # Whoever was cancelled or terminated for it, it was not in vain: there is another attempt.
-        tried, self._just_escalated = not self._just_escalated, False
-        if (waited_s := self._waited_s) >= limit and tried:
-            phrases = tuple(blocker.phrase for blocker in blockers)
-            done = [f"{what[0].upper()}{what[1:]}." for what in self._done]
-            raise LockNotObtained(
-                f"could not lock table {table.qualified_name} within {waited_s:.{1 if waited_s < 9.95 else 0}f} s",
-                blockers=phrases,
-                detail=" ".join([reason, *(f"Blocked by {phrase}." for phrase in phrases), *done]),
-                hint=self._hint(blockers),
-            )
-        phrases = tuple(blocker.phrase for blocker in blockers)
-        self._on_wait("; ".join((f"{mode} lock", *phrases)) if phrases else f"{mode} lock: {reason}")
-        self._server.rest(min(self._pause_s * random.uniform(0.5, 1.5), self._next_step_s))
-        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
-
-    def _hint(self, blockers: tuple[Blocker, ...]) -> str:
-        """Only what would help against these."""
-        gids = [blocker.gid for blocker in blockers if blocker.gid is not None]
-        prepared = [f"End the prepared transaction: COMMIT PREPARED {gid} or ROLLBACK PREPARED {gid}." for gid in gids]
-        if not blockers:
-            return "Try again at a quieter time, or raise --wait-timeout or --max-lock-time."
-        if len(prepared) == len(blockers):
-            return " ".join(prepared)
-        if self.policy.kill_backend or not any(blocker.killable for blocker in blockers):
-            return " ".join([*prepared, "Wait for these sessions to end, or raise --wait-timeout."])
-        sessions = "Wait for these sessions to end, raise --wait-timeout, or have them cancelled by --kill-backend."
-        return " ".join([*prepared, sessions])
-
-    @property
-    def _next_step_s(self) -> float:
-        """Seconds to the next multiple of the wait timeout, at which more is done, or it is given up."""
-        timeout_s = max(self.policy.wait_timeout_s, 0.001)
-        return timeout_s - self._waited_s % timeout_s
-
-    def escalate(self, conn: Connection, table: Named, mode: Mode) -> None:
-        """Cancel an autovacuum that is in the way; with --kill-backend, when the patience is over, others as well."""
-        if self._waited_s >= _AUTOVACUUM_AFTER_S:
-            self._end(conn, table, mode, autovacuum_only=True)
-        if not self.policy.kill_backend:
-            return
-        step = int(self._waited_s // max(self.policy.wait_timeout_s, 0.001))
-        if step > self._escalated and self._escalated < 2:
-            # One after the other, even where the time for both has come.
-            self._escalated += 1
-            self._just_escalated = True
-            self._end(conn, table, mode, terminate=self._escalated == 2)
-
-    def _end(
-        self, conn: Connection, table: Named, mode: Mode, *, terminate: bool = False, autovacuum_only: bool = False
-    ) -> None:
-        """Cancel who holds a lock that conflicts, or terminate their sessions, and say whom."""
-        verb = "terminated" if terminate else "cancelled"
-        parameters = {
-            "oid": table.oid,
-            "modes": _CONFLICTS[mode],
-            "terminate": terminate,
-            "autovacuum_only": autovacuum_only,
-        }
-        for who, done in conn.execute(query("locks.end"), parameters).fetchall():
-            # An autovacuum that takes its time to end is met at each attempt.
-            if done and (what := f"{verb} {who}") not in self._done:
-                self._done[what] = None
-                self._on_message(f"{what}, which was in the way of the {mode} lock")
-
-
-def blockers_of(conn: Connection, oid: int, mode: Mode) -> tuple[str, ...]:
-    """Who holds, or waits ahead for, a lock on the relation that conflicts with `mode`: one phrase each."""
-    return tuple(blocker.phrase for blocker in _blockers(conn, oid, mode))
-
-
-def _blockers(conn: Connection, oid: int, mode: Mode) -> tuple[Blocker, ...]:
-    rows = conn.execute(query("locks.blockers"), {"oid": oid, "modes": _CONFLICTS[mode]})
-    return tuple(Blocker(*row) for row in rows)
 
 
 def lock_here(
@@ -439,7 +223,7 @@ def locked(
         except (pg.LockNotAvailable, pg.DeadlockDetected):
             if once or (snapshot is not None and look is None):
                 raise
-            blockers = _blockers(conn, table.oid, mode)
+            blockers = find_blockers(conn, table.oid, mode)
             patience.escalate(conn, table, mode)
             patience.pause(table, mode, "The lock was not to be had.", blockers)
             if between is not None:
@@ -486,7 +270,9 @@ def patiently(server: Server, conn: Connection, oid: int, patience: Patience, re
         # Printing a name takes no lock.
         table = _Unread(oid, str(scalar(conn, "SELECT %s::pg_catalog.regclass::pg_catalog.text", (oid,))))
         patience.escalate(conn, table, Mode.ACCESS_SHARE)
-        patience.pause(table, Mode.ACCESS_SHARE, "The lock was not to be had.", _blockers(conn, oid, Mode.ACCESS_SHARE))
+        patience.pause(
+            table, Mode.ACCESS_SHARE, "The lock was not to be had.", find_blockers(conn, oid, Mode.ACCESS_SHARE)
+        )
 
 
 def _since_ms(moment: float) -> float:

@@ -14,8 +14,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pglean.cli.display import console, progress_display
 from pglean.cli.repack import repack_command
+from pglean.conninfo import connection_words
 from pglean.progress import Progress
-from pglean.server import connection_words
 from tests.support.client import Client
 from tests.support.command import Run, table
 from tests.support.stage import Stage

@@ -20,8 +20,8 @@ from psycopg import sql
 import pglean
 from pglean.advice import dropping, statistics, vacuuming
 from pglean.advice.advice import Action, ActionKind, Advice, words
+from pglean.conninfo import connection_words
 from pglean.embedded import EmbeddedServer
-from pglean.server import connection_words
 from pglean.table import quote_name
 from tests.servers import SETTINGS, Database, Query, create_database
 from tests.support.oracle import until

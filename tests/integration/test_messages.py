@@ -12,10 +12,12 @@ import pytest
 
 import pglean
 from pglean import catalog
+from pglean.blockers import Mode
 from pglean.embedded import EmbeddedServer
 from pglean.errors import Finding, LockNotObtained, Refused
-from pglean.locks import Mode, Patience, Policy, locked
+from pglean.locks import locked
 from pglean.options import Options
+from pglean.patience import Patience, Policy
 from pglean.rewrite import checks
 from pglean.server import Server
 from pglean.table import quote_name

@@ -9,8 +9,8 @@ from __future__ import annotations
 from psycopg import sql
 
 import pglean
+from pglean.conninfo import connection_words
 from pglean.rewrite.status import Status
-from pglean.server import connection_words
 from tests.servers import Database
 from tests.support.oracle import assert_nothing_left, assert_sound, until
 

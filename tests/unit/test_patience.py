@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pglean.blockers import Blocker, Mode
 from pglean.errors import LockNotObtained
-from pglean.locks import Blocker, Mode, Patience, Policy
+from pglean.patience import Patience, Policy
 from pglean.table import Table
 
 TABLE = Table(
@@ -41,8 +42,8 @@ class Bench:
         self.told: list[str] = []
         self.messages: list[str] = []
         self.blockers: tuple[Blocker, ...] = (Blocker("pid 7", killable=True),)
-        monkeypatch.setattr("pglean.locks.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("pglean.locks.query", lambda name: name)
+        monkeypatch.setattr("pglean.patience.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("pglean.patience.query", lambda name: name)
         anything: Any = self
         self._patience = Patience(anything, policy, self.told.append, self.messages.append)
 
@@ -145,7 +146,7 @@ def test_hint_says_only_what_would_help(
 def test_what_is_done_in_between_is_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refresh of minutes between two requests for the lock must not get anybody cancelled."""
     clock = [0.0]
-    monkeypatch.setattr("pglean.locks.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("pglean.patience.time.monotonic", lambda: clock[0])
     anything: Any = None
     patience = Patience(anything, Policy(200, 3.0, 1000, kill_backend=True), lambda _: None)
     with patience.elsewhere():

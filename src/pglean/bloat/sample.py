@@ -29,8 +29,9 @@ from pglean import catalog
 from pglean.bloat import estimate, reckoning
 from pglean.bloat.figures import Column, Table
 from pglean.bloat.finding import Method, RelationBloat
+from pglean.blockers import Mode
 from pglean.errors import TableChanged
-from pglean.locks import Mode, lock_here
+from pglean.locks import lock_here
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import query
 

@@ -15,8 +15,8 @@ from psycopg import sql
 
 from pglean.capture.trigger import TriggerCapture
 from pglean.capture.wal import WalCapture
-from pglean.locks import Patience
 from pglean.options import Capture, Options
+from pglean.patience import Patience
 from pglean.server import Connection, Server
 from pglean.table import Table
 

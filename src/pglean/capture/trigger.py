@@ -31,7 +31,7 @@ from psycopg import sql
 from pglean.capture import changes, images
 from pglean.catalog import relation
 from pglean.errors import CaptureGap
-from pglean.locks import Patience
+from pglean.patience import Patience
 from pglean.server import Connection, scalar
 from pglean.sql import fragment, query
 from pglean.table import KeyColumn, Table

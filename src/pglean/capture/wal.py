@@ -36,13 +36,15 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pglean import catalog
+from pglean.blockers import Mode
 from pglean.capture import changes, requirements
 from pglean.capture.decoder import Decoder
 from pglean.capture.pgoutput import Shape
 from pglean.capture.stream import Stream
 from pglean.catalog import relation
 from pglean.errors import CaptureGap, LockNotObtained, TableChanged
-from pglean.locks import Mode, OverBudget, Patience, locked, patiently
+from pglean.locks import OverBudget, locked, patiently
+from pglean.patience import Patience
 from pglean.server import Connection, Server, scalar, transaction
 from pglean.sql import fragment, query
 from pglean.table import Table

@@ -19,8 +19,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pglean.api import Database
 from pglean.cli.sections import Section
+from pglean.conninfo import invalid_conninfo
 from pglean.errors import ConnectionLost, UsageError
-from pglean.server import Server, invalid_conninfo
+from pglean.server import Server
 
 F = TypeVar("F", bound=Callable[..., Any])
 

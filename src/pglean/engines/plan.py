@@ -13,8 +13,9 @@ from pglean.claim import claimed
 from pglean.engines import candidate
 from pglean.engines.candidate import Candidate, Relation
 from pglean.errors import Finding, PgleanError, Refused, UsageError
-from pglean.locks import Patience, Policy, patiently
+from pglean.locks import patiently
 from pglean.options import Options
+from pglean.patience import Patience, Policy
 from pglean.result import failure
 from pglean.server import Connection, Server, scalar
 from pglean.sql import query

@@ -33,7 +33,8 @@ from pglean.engines.plan import ReindexPlan, Work
 from pglean.engines.removal import is_left, remove
 from pglean.engines.watch import Place, Watch
 from pglean.errors import ConnectionLost, Interrupted, LockNotObtained, PgleanError, Refused
-from pglean.locks import Patience, Policy, patiently
+from pglean.locks import patiently
+from pglean.patience import Patience, Policy
 from pglean.pausepoint import reach
 from pglean.progress import Callback, Reporter
 from pglean.result import RebuiltIndex, ReindexResult

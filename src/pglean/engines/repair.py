@@ -12,8 +12,9 @@ from pglean.engines import candidate, reindex
 from pglean.engines.candidate import Candidate, Relation
 from pglean.engines.plan import ReindexPlan, Work
 from pglean.errors import Finding, PgleanError, Refused
-from pglean.locks import Patience, Policy, patiently
+from pglean.locks import patiently
 from pglean.options import InvalidIndexes, Options
+from pglean.patience import Patience, Policy
 from pglean.progress import Callback
 from pglean.server import Server
 from pglean.table import quote_name

@@ -26,9 +26,10 @@ from typing import Self, TypeVar
 import psycopg
 from psycopg import errors as pg
 
+from pglean.blockers import Blocker, Mode, blockers_of
 from pglean.engines.candidate import builder
 from pglean.errors import ConnectionLost
-from pglean.locks import Blocker, Mode, Patience, Policy, blockers_of
+from pglean.patience import Patience, Policy
 from pglean.progress import Reporter
 from pglean.server import Connection, Server, scalar
 from pglean.sql import query

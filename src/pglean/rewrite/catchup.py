@@ -18,8 +18,10 @@ from dataclasses import replace
 
 import psycopg
 
+from pglean.blockers import Mode
 from pglean.errors import ConnectionLost, PgleanError
-from pglean.locks import Mode, OverBudget, Patience, Policy, locked
+from pglean.locks import OverBudget, locked
+from pglean.patience import Patience, Policy
 from pglean.rewrite import refresh
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import freeze

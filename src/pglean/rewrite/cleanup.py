@@ -17,11 +17,13 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pglean import catalog
+from pglean.blockers import Mode, blockers_of
 from pglean.capture import wal
 from pglean.capture.trigger import TriggerCapture, silence
 from pglean.claim import claim, release
 from pglean.errors import LockNotObtained, TableChanged
-from pglean.locks import Mode, OverBudget, Patience, blockers_of, locked, patiently
+from pglean.locks import OverBudget, locked, patiently
+from pglean.patience import Patience
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.phase import ENDS_AS

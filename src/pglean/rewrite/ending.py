@@ -29,8 +29,8 @@ from pglean.errors import (
     TakenOver,
     VerificationFailed,
 )
-from pglean.locks import Patience, Policy
 from pglean.options import Capture, Options
+from pglean.patience import Patience, Policy
 from pglean.rewrite import cleanup
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job

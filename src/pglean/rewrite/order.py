@@ -31,10 +31,12 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pglean import guard
+from pglean.blockers import Mode
 from pglean.catalog import relation
 from pglean.errors import Finding, UsageError
-from pglean.locks import Mode, Patience, locked
+from pglean.locks import locked
 from pglean.options import Options
+from pglean.patience import Patience
 from pglean.server import Connection, Server, scalar
 from pglean.sql import fragment, query
 from pglean.table import Table, quote_name

@@ -18,11 +18,13 @@ import psycopg
 from psycopg import errors as pg
 
 from pglean import capture, catalog, disk
+from pglean.blockers import Mode
 from pglean.claim import held
 from pglean.engines import repair
 from pglean.errors import CaptureGap, IndexesChanged, LockNotObtained, TableChanged, UsageError
-from pglean.locks import Mode, OverBudget, Patience, locked, patiently
+from pglean.locks import OverBudget, locked, patiently
 from pglean.options import Capture, InvalidIndexes, Options
+from pglean.patience import Patience
 from pglean.progress import Callback, Progress, Reporter
 from pglean.result import RelationSize, Result
 from pglean.rewrite import (

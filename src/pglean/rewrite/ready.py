@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pglean.locks import Blocker, Mode, Patience
+from pglean.blockers import Blocker, Mode
+from pglean.patience import Patience
 from pglean.rewrite import catchup, snapshots
 from pglean.rewrite.phase import Phase
 from pglean.rewrite.run import GoBack, Run

@@ -16,10 +16,12 @@ import psycopg
 from psycopg import errors as pg
 
 from pglean import pausepoint
+from pglean.blockers import Mode
 from pglean.capture import ChangeCapture
 from pglean.catalog import check_fingerprint
 from pglean.errors import IndexesChanged, Paused, PgleanError
-from pglean.locks import Mode, OverBudget, Patience, Policy, locked
+from pglean.locks import OverBudget, locked
+from pglean.patience import Patience, Policy
 from pglean.progress import Reporter
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job

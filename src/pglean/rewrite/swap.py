@@ -29,8 +29,10 @@ from dataclasses import replace
 
 from psycopg import errors as pg
 
+from pglean.blockers import Mode, blockers_of
 from pglean.errors import LockNotObtained, PgleanError
-from pglean.locks import Hold, Mode, OverBudget, Patience, Policy, blockers_of, lock_shadow, locked, raise_lock
+from pglean.locks import Hold, OverBudget, lock_shadow, locked, raise_lock
+from pglean.patience import Patience, Policy
 from pglean.rewrite import job as jobs
 from pglean.rewrite import refresh, snapshots
 from pglean.rewrite.job import SCHEMA
