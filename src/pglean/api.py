@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -211,9 +212,13 @@ class Database:
             with _told(self.server):
                 preflight.check_connections(self.server, given, min(at_once, len(tables)))
         ended: list[PgleanError] = []
+        begun = itertools.count(1)
 
         def work(table: str) -> Result | PgleanError:
             outcome: Result | PgleanError
+            if next(begun) == len(tables) and at_once > 1:
+                # It may take hours, in which the sessions of those beside it would wait for nothing.
+                self.server.keep_no_more()
             if ended:
                 outcome = NotBegun(ended[0])
             else:

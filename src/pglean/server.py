@@ -93,6 +93,16 @@ class _PlainCursor(psycopg.ClientCursor[TupleRow]):
     """For sessions of the replication protocol: statements are sent with their values in them."""
 
 
+class _Session(psycopg.Connection[TupleRow]):
+    """One that knows whether it was ever asked to cancel what it does: the server may take its time to tell it."""
+
+    asked = False
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        self.asked = True
+        super().cancel_safe(timeout=timeout)
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What this server is and what our role may do there."""
@@ -163,12 +173,15 @@ class Server:
         """A session in autocommit mode, closed at the end of the block, or kept for whoever asks for one next (`kept`).
 
         Raises `ConnectionLost`, `UsageError`, `Interrupted`.
-        `cancellable=False` is for undoing: its statements survive the `cancel` that made it necessary.
+        `cancellable=False` is for undoing: its statements survive the `cancel` that made it necessary. It is a new one:
+        to find out that one which was kept is lost may take as long as the network likes.
         `replication`: a session in which logical replication can be started as well.
         """
+        conn: Connection | None = None
         if cancellable:
             self.check()
-        conn = self._take(purpose, replication=replication) or self._connect(purpose, replication=replication)
+            conn = None if replication else self._take(purpose)
+        conn = conn or self._connect(purpose, replication=replication)
         if cancellable:
             with self._lock:
                 self._open.add(conn)
@@ -182,33 +195,48 @@ class Server:
         finally:
             with self._lock:
                 self._open.discard(conn)
-            if not (spare and self._spare(conn)):
+            if not spare or not self._spare(conn):
                 conn.close()
 
     def kept(self) -> contextlib.AbstractContextManager[None]:
-        """In the block sessions that have done their work are kept for what asks for one next.
+        """In the block sessions that have done their work are kept for whatever asks for one next.
 
         One that is new to a table's catalog entries, and to the server, takes several times as long for what is
         to be done with a small table.
         """
         return self._spares.kept()
 
-    def _take(self, purpose: str, *, replication: bool) -> Connection | None:
-        while not replication and (conn := self._spares.take()) is not None:
-            try:
-                set_purpose(conn, purpose)
-            except psycopg.Error:
-                # Somebody has ended it meanwhile.
-                conn.close()
-                continue
-            return conn
-        return None
+    def keep_no_more(self) -> None:
+        """What was begun needs no other session: from here to the end of `kept`, each is closed after its work."""
+        self._spares.enough()
+
+    @property
+    def spare_pids(self) -> list[int]:
+        """Of the sessions that wait for work, so that they can be told from those of others."""
+        return self._spares.pids
+
+    def _take(self, purpose: str) -> Connection | None:
+        conn = self._spares.take()
+        if conn is None:
+            return None
+        try:
+            set_purpose(conn, purpose)
+        except psycopg.Error:
+            # Somebody has ended it, or the way to the server is lost, which would be found out of each anew.
+            conn.close()
+            self._spares.drop()
+            return None
+        except BaseException:
+            conn.close()
+            raise
+        return conn
 
     def _spare(self, conn: Connection) -> bool:
         """Keep it, as it was when it was new; False where it is not wanted, or is not what it should be."""
-        # Where a role was set for the login, there is no way back to it but to log in again. One that may have been
-        # sent a request to cancel might act on it in its next life.
-        if self.cancelled or self.capabilities.role != self.capabilities.login_role or not self._spares.wants(conn):
+        # One that may have been sent a request to cancel might act on it in its next life. Where a role was set for
+        # the login, there is no way back to it but to log in again.
+        asked = self.cancelled or (isinstance(conn, _Session) and conn.asked)
+        if asked or self.capabilities.role != self.capabilities.login_role or not self._spares.wants(conn):
             return False
         try:
             # Locks, temporary tables, settings, prepared statements: all that a session can have of its own.
@@ -217,6 +245,9 @@ class Server:
             set_purpose(conn, "spare")
         except (psycopg.Error, UsageError):
             return False
+        except BaseException:
+            conn.close()
+            raise
         return self._spares.put(conn)
 
     @property
@@ -227,7 +258,7 @@ class Server:
 
     def _connect(self, purpose: str, *, replication: bool = False) -> Connection:
         try:
-            conn = psycopg.Connection.connect(
+            conn = _Session.connect(
                 make_conninfo(self._conninfo, replication="database") if replication else self._conninfo,
                 autocommit=True,
                 # Plans of chunk statements are never reused, and a pooler in between may not know prepared ones.
@@ -255,15 +286,13 @@ class Server:
         return conn
 
     def _make_safe(self, conn: Connection) -> None:
-        if not self._settings:
+        try:
+            self._settings = self._settings or _settable(conn)
+            pid = _set(conn, self._settings)
+        except psycopg.errors.InsufficientPrivilege:
+            # The role is not any more what it was.
             self._settings = _settable(conn)
-        pid = _one(
-            conn,
-            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config(s.name, s.value, false)"
-            " FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]))"
-            " AS s(name, value)",
-            (list(self._settings), list(self._settings.values())),
-        )
+            pid = _set(conn, self._settings)
         if pid != conn.info.backend_pid:
             raise UsageError(
                 "the connection goes through a pooler",
@@ -295,11 +324,12 @@ class Server:
         Not to be called from a signal handler: it takes locks that the interrupted thread may hold.
         A cancel request that arrives while a session is between two statements has no effect, so it is repeated.
         """
+        # In this order: a clone that is just being made looks at this one, or is among those that are looked at here.
+        self.abort(Interrupted(f"interrupted by {reason}"))
         with self._lock:
             clones = list(self._clones)
         for clone in clones:
             clone.cancel(reason)
-        self.abort(Interrupted(f"interrupted by {reason}"))
 
     def abort(self, error: PgleanError) -> None:
         """The same, for another reason: `error` is what every later step raises."""
@@ -371,6 +401,19 @@ def _one(conn: Connection, query: Statement, params: Any = None) -> Any:
 def scalar(conn: Connection, query: Statement, params: Any = None) -> Any:
     """The first column of the first row, or None."""
     return _one(conn, query, params)
+
+
+def _set(conn: Connection, settings: dict[str, str]) -> int:
+    """Set them for the session; returns the process that has done so."""
+    return int(
+        _one(
+            conn,
+            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config(s.name, s.value, false)"
+            " FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]))"
+            " AS s(name, value)",
+            (list(settings), list(settings.values())),
+        )
+    )
 
 
 def _settable(conn: Connection) -> dict[str, str]:

@@ -27,6 +27,7 @@ class Spares:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._keepers = 0
+        self._enough = False
         self._conns: list[Connection] = []
         #: How often each was used, those that are in use among them.
         self._uses: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
@@ -41,11 +42,29 @@ class Spares:
         finally:
             with self._lock:
                 self._keepers -= 1
-                left: list[Connection] = []
-                if not self._keepers:
-                    left, self._conns = self._conns, left
-            for conn in left:
-                conn.close()
+                last = not self._keepers
+                self._enough = self._enough and not last
+            if last:
+                self.drop()
+
+    def enough(self) -> None:
+        """Nobody will want one any more: close them, and keep none until the last block has ended."""
+        with self._lock:
+            self._enough = True
+        self.drop()
+
+    def drop(self) -> None:
+        """Close those that are here."""
+        with self._lock:
+            left, self._conns = self._conns, []
+        for conn in left:
+            conn.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of their server processes."""
+        with self._lock:
+            return [conn.info.backend_pid for conn in self._conns]
 
     def take(self) -> Connection | None:
         """The one that was used last, which knows most of what it will meet; None where none is left."""
@@ -57,11 +76,15 @@ class Spares:
         idle = conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         with self._lock:
             uses = self._uses[conn] = self._uses.get(conn, 0) + 1
-            return idle and self._keepers > 0 and uses < _MOST_USES
+            return idle and self._wanted and uses < _MOST_USES
 
     def put(self, conn: Connection) -> bool:
         """Keep it; False where nobody wants it any more."""
         with self._lock:
-            if self._keepers:
+            if self._wanted:
                 self._conns.append(conn)
-            return bool(self._keepers)
+            return self._wanted
+
+    @property
+    def _wanted(self) -> bool:
+        return self._keepers > 0 and not self._enough

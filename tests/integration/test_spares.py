@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+
 import pytest
 from psycopg.conninfo import make_conninfo
 
 import pglean
 from pglean.errors import PgleanError
 from pglean.progress import Progress
+from pglean.rewrite import checks
 from pglean.server import Connection, Server, scalar, transaction
 from tests.servers import Database
 from tests.support.oracle import until
@@ -119,6 +123,66 @@ def test_what_is_not_kept(db: Database) -> None:
     with other.connect("outside"):
         pass
     until(lambda: db.scalar(_OURS) == 0, "all sessions have ended")
+
+
+def test_what_was_asked_to_cancel_is_not_kept(db: Database) -> None:
+    """The server may be told of it late."""
+    server = Server(db.conninfo)
+    with server.kept():
+        with server.connect("first") as conn:
+            conn.cancel_safe()
+        assert db.scalar(_SPARE) == 0
+
+
+def test_undoing_has_a_session_of_its_own(db: Database) -> None:
+    server = Server(db.conninfo)
+    with server.kept():
+        with server.connect("first") as conn:
+            pid = _pid(conn)
+        with server.connect("undo", cancellable=False) as conn:
+            assert _pid(conn) != pid
+
+
+def test_none_is_kept_once_nobody_wants_any(db: Database) -> None:
+    server = Server(db.conninfo)
+    with server.kept(), server.kept():
+        with server.connect("first"):
+            pass
+        assert server.spare_pids
+        server.keep_no_more()
+        assert not server.spare_pids
+        with server.connect("second"):
+            pass
+        assert not server.spare_pids
+    with server.kept():
+        with server.connect("third"):
+            pass
+        assert server.spare_pids
+
+
+def test_spares_are_free_for_the_next_run_alone(db: Database) -> None:
+    server = Server(db.conninfo)
+    with server.kept():
+        with contextlib.ExitStack() as stack:
+            for number in range(5):
+                stack.enter_context(server.connect(f"worker {number}"))
+        with server.connect("preflight") as conn:
+            used = int(scalar(conn, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))
+            full = replace(server.capabilities, max_connections=used + 5)
+            assert not list(checks.of_connections(conn, full, 10, server.spare_pids))
+            assert list(checks.of_connections(conn, full, 10))
+
+
+def test_a_role_that_is_no_superuser_any_more_still_gets_in(db: Database) -> None:
+    role = f"former_{db.name}"
+    db.execute(f'CREATE ROLE "{role}" LOGIN SUPERUSER')
+    try:
+        server = Server(make_conninfo(db.conninfo, user=role))
+        db.execute(f'ALTER ROLE "{role}" NOSUPERUSER')
+        with server.connect("undo") as conn:
+            assert scalar(conn, "SELECT current_setting('search_path')") == "pg_catalog, pg_temp"
+    finally:
+        db.execute(f'DROP ROLE "{role}"')
 
 
 def test_a_role_that_was_set_for_the_login_is_there_in_every_session(db: Database) -> None:

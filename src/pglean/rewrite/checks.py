@@ -6,7 +6,7 @@ Each check is a function from what is known (`Facts`) to findings. All of them r
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pglean import horizon
@@ -67,15 +67,22 @@ class Facts:
 
 
 def gather(
-    conn: Connection, server: Capabilities, table: Table, options: Options, *, busy: bool, sessions: int = 0
+    conn: Connection,
+    server: Capabilities,
+    table: Table,
+    options: Options,
+    *,
+    busy: bool,
+    sessions: int = 0,
+    spares: Sequence[int] = (),
 ) -> Facts:
     """Read what the checks need; takes no lock.
 
     `busy`: another session has the claim on the table. `sessions`: how many the run will open in all, those that it
-    has opened already among them.
+    has opened already among them. `spares`: processes of sessions that are open and wait for a run.
     """
     owner = conn.execute(query("catalog.schema_owner")).fetchone()
-    others = conn.execute(query("checks.connections")).fetchone()
+    others = conn.execute(query("checks.connections"), {"spares": list(spares)}).fetchone()
     assert others is not None
     wanted = {
         "tablespace": options.tablespace,
@@ -170,9 +177,11 @@ def _connections(facts: Facts) -> Iterator[Finding]:
     yield from _too_many(facts.server, facts.sessions, facts.other_sessions, facts.reserved_sessions)
 
 
-def of_connections(conn: Connection, server: Capabilities, sessions: int) -> Iterator[Finding]:
-    """Whether the server has so many left, for whatever they are wanted."""
-    others = conn.execute(query("checks.connections")).fetchone()
+def of_connections(
+    conn: Connection, server: Capabilities, sessions: int, spares: Sequence[int] = ()
+) -> Iterator[Finding]:
+    """Whether the server has so many left, for whatever they are wanted; `spares` are open already."""
+    others = conn.execute(query("checks.connections"), {"spares": list(spares)}).fetchone()
     assert others is not None
     yield from _too_many(server, sessions, int(others[0]), int(others[1]))
 

@@ -34,7 +34,7 @@ def check_connections(server: Server, options: Options, tables: int) -> None:
     """Raise `Refused` where the server has not so many connections left as `tables` runs at once need."""
     with server.connect("preflight") as conn:
         sessions = tables * _sessions(options)
-        if findings := list(checks.of_connections(conn, server.capabilities, sessions)):
+        if findings := list(checks.of_connections(conn, server.capabilities, sessions, server.spare_pids)):
             raise Refused(f"{tables} tables at once" if tables > 1 else "the table", findings)
 
 
@@ -59,7 +59,9 @@ def make(
         fingerprint = catalog.fingerprint(conn, oid)
         table = catalog.load(conn, oid)
         asked = replace(options, invalid_indexes=invalid_indexes)
-        facts = checks.gather(conn, server.capabilities, table, asked, busy=busy, sessions=sessions)
+        facts = checks.gather(
+            conn, server.capabilities, table, asked, busy=busy, sessions=sessions, spares=server.spare_pids
+        )
         missing = requirements.findings(server, conn, table) if _may_read_wal(options) else []
         return fingerprint, table, checks.run(facts), missing
 

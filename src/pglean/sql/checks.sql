@@ -11,8 +11,9 @@ SELECT evtname FROM pg_event_trigger e
 
 -- name: connections
 -- Of ordinary sessions: how many others there are, and how many are kept for superusers and other privileged roles. Ours
--- that have been opened so far still have the names that they began with.
-SELECT count(*) FILTER (WHERE application_name NOT IN ('pglean preflight', 'pglean watch', 'pglean run', 'pglean resume', 'pglean spare')),
+-- that have been opened so far still have the names that they began with, or are spare ones.
+SELECT count(*) FILTER (WHERE application_name NOT IN ('pglean preflight', 'pglean watch', 'pglean run', 'pglean resume')
+                          AND pid <> ALL (%(spares)s)),
        current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0)
   FROM pg_stat_activity
  WHERE backend_type = 'client backend'
