@@ -82,10 +82,11 @@ FLUSH: Final = Lever(
         Way(name, partial(_flush_builds, flushed=flushed), "three index builds, two at once")
         for name, flushed in _FLUSHED
     ),
-    "Flushed, in the copy and while indexes are built. Workers that fill the WAL buffers stand in a queue for"
-    " writing them out, and two more than one; what is in the buffers when an application commits is what it waits"
-    " for, and that becomes less as well. For the index builds it is no gain; it costs them a session that looks"
-    " at the WAL every few milliseconds.",
+    "Flushed, in the copy and while indexes are built. Workers that fill the WAL buffers stand in a queue for writing"
+    " them out, and two more than one; what is in the buffers when an application commits is what it waits for, and"
+    " that becomes less as well. How much it gives depends on the disk: two workers were 1.1 times as fast where a"
+    " durable write takes 0.09 ms, 1.4 times where it took 0.18 ms. It costs a session that looks at the WAL every few"
+    " milliseconds, which one worker on a table that was vacuumed pays for nothing.",
 )
 
 

@@ -88,5 +88,5 @@ NEIGHBOURS: Final = Lever(
         Way("both", partial(_writing, and_computing=True)),
     ),
     "Nothing to decide: it is what any rewrite is to be compared with. A tool that uses a processor, writes the new"
-    " table and removes the old one takes from the application at least what these programs do.",
+    " table and removes the old one takes from the application what these programs do, unless it takes its time.",
 )

@@ -120,7 +120,7 @@ WORKERS: Final = Lever(
     (SECONDS, WAL),
     (Way("two (pglean)", _by_two), Way("one", _by_one)),
     "Two, from 2,000 records on and where processors are not busy with others: deletes by all, a barrier, inserts"
-    " by all. It is nearly twice as fast. Keys are divided by their hash, so that it needs no agreement who takes"
+    " by all. It is half as fast again. Keys are divided by their hash, so that it needs no agreement who takes"
     " which.",
 )
 
@@ -192,11 +192,11 @@ IN_PLACE: Final = Lever(
         Way("DELETE and INSERT (pglean)", partial(_replaced, in_place=False, fillfactor=85), "fillfactor 85"),
         Way("UPDATE", partial(_replaced, in_place=True, fillfactor=85), "fillfactor 85"),
     ),
-    "DELETE and INSERT, so far. An UPDATE is faster even where no page has room; with room in the pages it leaves"
-    " the indexes alone. But a copy has full pages unless the table has a fillfactor; rows that are new or gone"
-    " need the other two statements still; and where unique values wander between rows an UPDATE fails in the"
-    " middle, so that it would have to be known first that no indexed column has changed: a comparison of each row"
-    " with its copy, and a third way through what must never be wrong.",
+    "DELETE and INSERT, so far. An UPDATE is faster only where there is room in the pages: then it leaves the indexes"
+    " alone. But a copy has full pages unless the table has a fillfactor; rows that are new or gone need the other two"
+    " statements still; and where unique values wander between rows an UPDATE fails in the middle, so that it would"
+    " have to be known first that no indexed column has changed: a comparison of each row with its copy, and a third"
+    " way through what must never be wrong.",
 )
 
 
@@ -268,9 +268,8 @@ CHANGES: Final = Lever(
         Way("whole rows, numbered, with a primary key", partial(_recorded, layout=_WHOLE, takes_over=_FROM_ROWS)),
         Way("nothing is recorded", partial(_recorded, layout=(), takes_over=())),
     ),
-    "Keys alone, without an index. Every write of an application pays for what is recorded: an index on the key"
-    " costs it WAL and time and the refresh, which reads all records, does not use it. Whole rows cost more still,"
-    " twice the WAL, of each long value too, and they would have to be brought into the order of commits; their"
-    " refresh is faster since it comes sorted by the key and does not read the table, which is left to us to pay"
-    " for, not to the application. See also `sorting`.",
+    "Keys alone, without an index. Every write of an application pays for what is recorded: an index on the key costs"
+    " it WAL and time and the refresh, which reads all records, does not use it. Whole rows cost more still, twice the"
+    " WAL, of each long value too, and they would have to be brought into the order of commits; their refresh, which"
+    " does not read the table, is no faster for that.",
 )

@@ -200,7 +200,7 @@ class Database:
     ) -> dict[str, Result | PgleanError]:
         """Rewrite several tables, `at_once` of them at the same time; returns what came of each, in their order.
 
-        Each takes `jobs` workers and three sessions more; all of them together must be free on the server.
+        Each takes `jobs` workers and four sessions more; all of them together must be free on the server.
         `on_progress` is called from any thread.
         After an interruption, or a lost connection, no other table is begun; after `pglean pause` or `abort` of one,
         the others are.

@@ -8,8 +8,9 @@ that has gathered.
 
 So a session of its own looks every few milliseconds, and whenever more than 2 MB have gathered it commits a
 transaction, and waits for that: one that has locked a row of ours, since only who has written something waits. On 15
-with two processors (`bench/levers.py`) two workers then copy 1.4 times as fast. It takes one transaction id
-per 2 MB of WAL at most, and none where applications commit so often that nothing gathers.
+with two processors (`bench/levers.py`) two workers then copy 1.1 to 1.4 times as fast, the more the longer a durable
+write takes. It takes one transaction id per 2 MB of WAL at most, and none where applications commit so often that
+nothing gathers.
 
 Rejected: smaller chunks (each brings a dozen statements with it); pg_logical_emit_message, which is sent to everybody
 who decodes messages; asynchronous commits, which wake the WAL writer as well (transactions share what is known of where
