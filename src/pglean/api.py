@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -212,13 +211,11 @@ class Database:
             with _told(self.server):
                 preflight.check_connections(self.server, given, min(at_once, len(tables)))
         ended: list[PgleanError] = []
-        begun = itertools.count(1)
+        waiting = set(tables)
 
         def work(table: str) -> Result | PgleanError:
             outcome: Result | PgleanError
-            if next(begun) == len(tables) and at_once > 1:
-                # It may take hours, in which the sessions of those beside it would wait for nothing.
-                self.server.keep_no_more()
+            waiting.discard(table)
             if ended:
                 outcome = NotBegun(ended[0])
             else:
@@ -230,6 +227,9 @@ class Database:
                     outcome = error
                     if error.ends_batch:
                         ended.append(error)
+            if not waiting and at_once > 1:
+                # What is under way beside it may take hours, in which the sessions of this one would wait for nothing.
+                self.server.keep_no_more()
             return outcome
 
         with self.server.kept():
