@@ -44,7 +44,8 @@ from pglean.options import Capture, Options
 from pglean.patience import Patience, Policy
 from pglean.rewrite import job as jobs
 from pglean.rewrite import schema
-from pglean.server import Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import scalar, transaction
 from pglean.version import __version__
 from result import Metric, Results, Run
 from run import BINDIR, SETTINGS, private_server

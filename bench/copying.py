@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Final
 
 from lever import SECONDS, WAL, Figures, Lever, Way
-from pglean.server import Connection
+from pglean.session import Connection
 from result import Metric
 from workbench import COLUMNS, DELETED, FROZEN, INDEXES, ORDERS, SHADOW, Job, Workbench, build, statements, value
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from copying import builds
 from lever import SECONDS, WAL, Figures, Lever, Way
-from pglean.server import Connection
+from pglean.session import Connection
 from result import Metric
 from workbench import CHANGED, COLUMNS, INDEXED, RECORDED, SHADOW, Cost, Workbench, statements, value
 

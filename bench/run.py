@@ -32,7 +32,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -72,7 +72,10 @@ Kept: TypeAlias = Callable[[Section, Session], None]
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What the command line asks for; what is not given depends on --quick."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="run.py [OPTION]..."
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="run.py [OPTION]...",
     )
     add = parser.add_argument
     kinds = (*LOADS, SAMPLING)
@@ -300,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.render:
         book.write()
         return 0
-    command = shlex.join(["bench/run.py", *map(_without_dsn, words)])
+    command = shlex.join(["bench/run.py", *told(words)])
     busy = machine.busy_now()
     if busy > BUSY:
         print(f"warning: the machine is busy with other things ({busy:.0%})", file=sys.stderr)
@@ -340,13 +343,17 @@ def _benchmark(benchmark: Benchmark, ground: Ground, book: Book) -> bool:
     return not benchmark.failed
 
 
-def _without_dsn(word: Any) -> str:
-    """A word of the command line without what may be a password."""
-    head, equals, _ = str(word).partition("=")
-    if head == "--peer":
-        head, equals, _ = str(word).removeprefix("--peer=").partition("=")
-        return f"--peer={head}{equals}…"
-    return f"{head}=…" if head in PEERS and equals else str(word)
+def told(words: Sequence[str]) -> Iterator[str]:
+    """The command line without what may be a password, and without where the results were put."""
+    left = iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if name in {"--output", "--peer"} and not equals:
+            value = next(left, "")
+        if name == "--peer":
+            yield f"--peer={value.partition('=')[0]}=…"
+        elif name != "--output":
+            yield word
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from ground import DATABASE, Ground
 from pglean.embedded import EmbeddedServer
 from pglean.rewrite import schema
 from pglean.rewrite.flush import Flush
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 from template import Template
 from workload import WORKLOADS
 

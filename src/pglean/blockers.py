@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pglean.server import Connection
+from pglean.session import Connection
 from pglean.sql import query
 
 

@@ -13,7 +13,8 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from pglean.errors import Finding, IndexesChanged, Refused, TableChanged, UsageError
-from pglean.server import Connection, Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import query
 from pglean.table import Column, Index, Key, KeyColumn, Table, Toast
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import psycopg
 
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import query
 
 #: High half of the advisory lock's key ("pgle"), so that it collides with nobody's by accident.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from psycopg import errors as pg
 
-from pglean.server import Connection
+from pglean.session import Connection
 from pglean.sql import query
 from pglean.table import quote_name
 

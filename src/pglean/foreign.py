@@ -13,7 +13,7 @@ from psycopg.abc import Buffer, QueryNoTemplate
 from psycopg.adapt import Loader
 from psycopg.rows import TupleRow
 
-from pglean.server import Connection
+from pglean.session import Connection
 
 
 class _Lenient(Loader):

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from pglean.catalog import relation
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.table import Table
 
 #: Name under which a guarded statement finds the table's ctid: a view may not have a column of that name.

@@ -14,7 +14,7 @@ from enum import StrEnum
 from psycopg import sql
 
 from pglean.foreign import rows
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import query
 from pglean.table import quote_name
 

@@ -22,7 +22,8 @@ from pglean.blockers import Mode, find_blockers
 from pglean.catalog import relation
 from pglean.errors import TableChanged
 from pglean.patience import Patience
-from pglean.server import Connection, Server, scalar
+from pglean.server import Server
+from pglean.session import Connection, scalar
 from pglean.sql import query
 from pglean.table import Table
 

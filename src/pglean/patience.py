@@ -24,7 +24,8 @@ from typing import Protocol
 from pglean.blockers import CONFLICTS, Blocker, Mode
 from pglean.errors import LockNotObtained
 from pglean.options import Options
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 from pglean.sql import query
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0

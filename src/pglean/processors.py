@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from pglean.server import Connection
+from pglean.session import Connection
 from pglean.sql import query
 
 #: Processors that others must leave for a worker more beside the one that works: with fewer it would share theirs.

@@ -21,7 +21,8 @@ from psycopg import errors as pg
 from pglean.catalog import resolve
 from pglean.errors import UsageError
 from pglean.parameters import integer, parameters
-from pglean.server import Connection, Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import query
 from pglean.table import quote_name
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg.rows import TupleRow
 
-Connection: TypeAlias = psycopg.Connection[TupleRow]
+from pglean.session import Connection
 
 #: A session remembers each relation that it has ever met, some kB of each: after so many uses another takes its place.
 _MOST_USES = 200

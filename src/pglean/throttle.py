@@ -34,7 +34,8 @@ import psycopg
 from pglean.disk import Space, bytes_text
 from pglean.errors import ConnectionLost
 from pglean.options import Options
-from pglean.server import Connection, scalar, translate
+from pglean.server import translate
+from pglean.session import Connection, scalar
 from pglean.sql import query
 
 #: Share of a limit to which a value must fall for work to go on at once; and how long it must keep within it if not.

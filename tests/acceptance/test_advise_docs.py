@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-from pathlib import Path
-
 import pytest
 
 from tests.support.command import Run
+from tests.support.document import blocks, commands, statements
 from tests.support.oracle import until
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.newest
-
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "advise.md"
-_BLOCK = re.compile(r"^```(sql|sh|text|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def _execute(stage: Stage, statement: str) -> None:
@@ -29,18 +23,13 @@ def _execute(stage: Stage, statement: str) -> None:
 
 def test_examples_run(stage: Stage, run: Run) -> None:
     told = ""
-    for kind, text in _BLOCK.findall(_DOCUMENT.read_text(encoding="utf-8")):
+    for kind, text in blocks("advise.md"):
         if kind == "sql":
-            for statement in text.split(";\n"):
-                if statement.strip():
-                    _execute(stage, statement.strip())
+            for statement in statements(text):
+                _execute(stage, statement)
         elif kind == "sh":
-            for line in text.splitlines():
-                program, *arguments = shlex.split(line, comments=True)
-                assert program == "pglean"
-                at = arguments.index("-d")
-                assert arguments[at + 1] == "shop"
-                status, told, err = run(*arguments[:at], *arguments[at + 2 :])
+            for arguments in commands(text):
+                status, told, err = run(*arguments)
                 assert status == 0, err
         elif kind == "text":
             shown = [line.split() for line in told.replace(stage.db.name, "shop").splitlines()]

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from tests.support.command import Run
+from tests.support.document import blocks, commands, statements
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.newest
-
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "bloat.md"
-_BLOCK = re.compile(r"^```(sql|sh|text|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def test_examples_run(stage: Stage, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shares: list[str] = []
     told = ""
-    for kind, text in _BLOCK.findall(_DOCUMENT.read_text(encoding="utf-8")):
+    for kind, text in blocks("bloat.md"):
         if kind == "sql":
-            for statement in text.split(";\n"):
-                if statement.strip():
-                    stage.db.execute(statement)
+            for statement in statements(text):
+                stage.db.execute(statement)
         elif kind == "sh":
-            for line in text.splitlines():
-                program, *arguments = shlex.split(line, comments=True)
-                assert program == "pglean"
-                at = arguments.index("-d")
-                assert arguments[at + 1] == "shop"
-                status, told, err = run(*arguments[:at], *arguments[at + 2 :])
+            for arguments in commands(text):
+                status, told, err = run(*arguments)
                 # A check of what is sized by the statistics may be a warning, and is an answer.
                 assert status in ((0, 1, 2) if arguments[0] == "check" else (0,)), err
                 shares += re.findall(r"^ public\.orders .* (\d+)% +estimate", told, re.MULTILINE)

@@ -16,7 +16,7 @@ from pglean.errors import ConnectionLost, LockNotObtained, Paused, PgleanError, 
 from pglean.result import Result
 from pglean.rewrite import copy, watch
 from pglean.rewrite import job as jobs
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from tests.faults.test_client import stopped
 from tests.faults.test_right_of_way import take
 from tests.servers import Database

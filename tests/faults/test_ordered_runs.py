@@ -13,7 +13,7 @@ from pglean.result import Result
 from pglean.rewrite import copy
 from pglean.rewrite import job as jobs
 from pglean.rewrite.copy import Ranges
-from pglean.server import Connection
+from pglean.session import Connection
 from tests.faults.test_client import stopped
 from tests.support.fault import Fault, repack
 from tests.support.oracle import until

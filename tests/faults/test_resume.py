@@ -16,7 +16,7 @@ from pglean.rewrite import copy
 from pglean.rewrite import job as jobs
 from pglean.rewrite.copy import Ranges
 from pglean.rewrite.phase import Phase
-from pglean.server import Connection
+from pglean.session import Connection
 from tests.faults.test_client import stopped
 from tests.support.client import Client
 from tests.support.fault import Fault, repack

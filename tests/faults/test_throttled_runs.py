@@ -11,7 +11,7 @@ import pglean
 from pglean.errors import Aborted, Paused
 from pglean.result import Result
 from pglean.rewrite.run import Workers
-from pglean.server import Connection
+from pglean.session import Connection
 from tests.support.fault import repack
 from tests.support.oracle import until
 from tests.support.play import Background

@@ -12,7 +12,8 @@ import pglean
 from pglean.errors import PgleanError
 from pglean.progress import Progress
 from pglean.rewrite import checks
-from pglean.server import Connection, Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import Connection, scalar, transaction
 from tests.servers import Database
 from tests.support.oracle import until
 

@@ -22,7 +22,8 @@ from pglean import disk, throttle
 from pglean.disk import Space
 from pglean.embedded import EmbeddedServer, find_binaries
 from pglean.options import Options
-from pglean.server import Connection, Server, scalar
+from pglean.server import Server
+from pglean.session import Connection, scalar
 from pglean.throttle import Throttle
 from tests.servers import SETTINGS, Database
 from tests.support.oracle import until

@@ -10,7 +10,7 @@ import pytest
 from record import Record, Section, Session
 from report import markdown
 from result import Run
-from run import main, parse
+from run import main, parse, told
 from scenario import IDLE, LOADS, SCALES, USUAL, Scenario, chosen
 from target import Outcome, outcomes
 from watch import Stretches
@@ -141,3 +141,17 @@ def test_small_tables_are_not_added_to_the_results(capsys: pytest.CaptureFixture
         parse(["--shrink", "10"])
     assert "name another directory" in capsys.readouterr().err
     assert parse(["--quick"]).output is None
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--quick"], ["--quick"]),
+        (["--peer=squeeze=postgresql://me:secret@db/x"], ["--peer=squeeze=…"]),
+        (["--peer", "repack19=host=db password=secret", "--quick"], ["--peer=repack19=…", "--quick"]),
+        (["--output", "/home/me/bench", "--only", "idle"], ["--only", "idle"]),
+        (["--output=/home/me/bench", "--only=idle"], ["--only=idle"]),
+    ],
+)
+def test_the_command_is_told_without_passwords_and_places(words: list[str], shown: list[str]) -> None:
+    assert list(told(words)) == shown

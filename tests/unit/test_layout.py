@@ -26,6 +26,7 @@ ORDER = [
     "embedded",
     "sql.*",
     "pausepoint",
+    "session",
     "spares",
     "conninfo",
     "server",

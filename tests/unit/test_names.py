@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pglean.catalog import split_names
 from pglean.conninfo import connection_words
-from pglean.server import application_name
+from pglean.session import application_name
 from pglean.table import quote_name
 
 #: A name as SQL has it in double quotes: anything, the quotes in it doubled.

@@ -12,7 +12,8 @@ from pglean.advice.advice import Age
 from pglean.advice.figures import DEAD_ROW_BYTES, Activity, IndexUse, Settings, Vacuum
 from pglean.bloat.finding import TableBloat
 from pglean.parameters import integer, parameters
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 from pglean.sql import query
 from pglean.table import quote_name
 

@@ -18,7 +18,8 @@ from pglean.bloat.finding import Bloat
 from pglean.disk import bytes_text
 from pglean.errors import Finding, UsageError
 from pglean.horizon import Holder, Holding
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 
 #: Gains that are smaller are not worth an action, where nothing else is said.
 MIN_GAIN_BYTES = 8 << 20

@@ -18,7 +18,8 @@ from psycopg import sql
 from pglean.bloat import sample
 from pglean.bloat.figures import Table
 from pglean.errors import TableChanged
-from pglean.server import Connection, Server, transaction
+from pglean.server import Server
+from pglean.session import Connection, transaction
 from pglean.sql import query
 from pglean.table import quote_name
 

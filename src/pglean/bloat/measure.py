@@ -16,7 +16,8 @@ from psycopg import sql
 
 from pglean.bloat.finding import Method
 from pglean.bloat.reckoning import Content
-from pglean.server import Connection, Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import query
 
 _LOCK_TIMEOUT_MS = 200

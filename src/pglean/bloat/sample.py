@@ -32,7 +32,8 @@ from pglean.bloat.finding import Method, RelationBloat
 from pglean.blockers import Mode
 from pglean.errors import TableChanged
 from pglean.locks import lock_here
-from pglean.server import Connection, Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import query
 
 #: So many blocks are read in the mean, for so long at the most.

@@ -12,7 +12,8 @@ from pglean import foreign
 from pglean.bloat.figures import Btree, Column, Index, Table, Toast
 from pglean.errors import LockNotObtained
 from pglean.parameters import boolean, integer, parameters
-from pglean.server import Connection, Server, transaction
+from pglean.server import Server
+from pglean.session import Connection, transaction
 from pglean.sql import query
 
 #: How long the reading of sizes may wait for a lock, and how often it is tried.

@@ -14,7 +14,8 @@ from pglean.bloat.figures import Table
 from pglean.bloat.finding import Bloat, Method, RelationBloat, TableBloat, summed
 from pglean.errors import Finding, PgleanError, Refused, UsageError
 from pglean.selection import Selection
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 from pglean.table import quote_name
 
 #: How tables are looked at where nothing is asked for.

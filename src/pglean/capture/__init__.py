@@ -17,7 +17,8 @@ from pglean.capture.trigger import TriggerCapture
 from pglean.capture.wal import WalCapture
 from pglean.options import Capture, Options
 from pglean.patience import Patience
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 from pglean.table import Table
 
 

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from pglean.capture import images
 from pglean.errors import TableChanged
-from pglean.server import Connection
+from pglean.session import Connection
 from pglean.sql import fragment, query
 from pglean.table import Table
 

@@ -29,7 +29,8 @@ from pglean.capture.stream import Stream
 from pglean.disk import bytes_text
 from pglean.errors import CaptureGap, ConnectionLost, PgleanError, WalRetained
 from pglean.locks import OverBudget
-from pglean.server import Connection, Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import query
 
 #: How long something may lie here before it is recorded, and how much of it, so that no transaction of ours is long.

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import ExecStatus
 
-from pglean.server import Connection
+from pglean.session import Connection
 from pglean.sql import fragment
 
 #: Microseconds between 1970 and 2000.

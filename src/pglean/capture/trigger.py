@@ -32,7 +32,7 @@ from pglean.capture import changes, images
 from pglean.catalog import relation
 from pglean.errors import CaptureGap
 from pglean.patience import Patience
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import fragment, query
 from pglean.table import KeyColumn, Table
 

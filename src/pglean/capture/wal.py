@@ -45,7 +45,8 @@ from pglean.catalog import relation
 from pglean.errors import CaptureGap, LockNotObtained, TableChanged
 from pglean.locks import OverBudget, locked, patiently
 from pglean.patience import Patience
-from pglean.server import Connection, Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import fragment, query
 from pglean.table import Table
 

@@ -27,7 +27,8 @@ from pglean.rewrite import rights
 from pglean.rewrite.checks import EVERY_TABLE, OLDEST
 from pglean.rewrite.plan import Plan
 from pglean.selection import Selection, is_pattern, missing_extensions, select
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 from pglean.table import quote_name
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from pglean.errors import Finding
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import query
 from pglean.table import quote_name
 

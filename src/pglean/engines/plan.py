@@ -17,7 +17,8 @@ from pglean.locks import patiently
 from pglean.options import Options
 from pglean.patience import Patience, Policy
 from pglean.result import failure
-from pglean.server import Connection, Server, scalar
+from pglean.server import Server
+from pglean.session import Connection, scalar
 from pglean.sql import query
 from pglean.table import quote_name
 

@@ -38,7 +38,8 @@ from pglean.patience import Patience, Policy
 from pglean.pausepoint import reach
 from pglean.progress import Callback, Reporter
 from pglean.result import RebuiltIndex, ReindexResult
-from pglean.server import Connection, Server, scalar
+from pglean.server import Server
+from pglean.session import Connection, scalar
 from pglean.sql import query
 
 #: How long each of those may be waited for who are in the way of undoing, and a server that is restarting.

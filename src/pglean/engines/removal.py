@@ -32,7 +32,8 @@ from pglean.engines.candidate import Candidate, builder
 from pglean.errors import LockNotObtained
 from pglean.locks import let_index_go, lock_index
 from pglean.pausepoint import reach
-from pglean.server import Connection, Server, scalar
+from pglean.server import Server
+from pglean.session import Connection, scalar
 from pglean.sql import query
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25

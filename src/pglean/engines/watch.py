@@ -31,7 +31,8 @@ from pglean.engines.candidate import builder
 from pglean.errors import ConnectionLost
 from pglean.patience import Patience, Policy
 from pglean.progress import Reporter
-from pglean.server import Connection, Server, scalar
+from pglean.server import Server
+from pglean.session import Connection, scalar
 from pglean.sql import query
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ from pglean.locks import patiently
 from pglean.rewrite import indexes, shadow
 from pglean.rewrite import job as jobs
 from pglean.rewrite.run import Run
-from pglean.server import scalar, transaction
+from pglean.session import scalar, transaction
 
 
 @contextlib.contextmanager

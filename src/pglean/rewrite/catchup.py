@@ -25,7 +25,7 @@ from pglean.patience import Patience, Policy
 from pglean.rewrite import refresh
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import freeze
-from pglean.server import Connection
+from pglean.session import Connection
 
 #: A rest that takes so little under the lock is not worth another round.
 _CALM_MS = 3.0

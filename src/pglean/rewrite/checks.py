@@ -17,7 +17,8 @@ from pglean.horizon import Holder
 from pglean.options import Options
 from pglean.parameters import integer, parameters
 from pglean.rewrite import rights
-from pglean.server import Capabilities, Connection, scalar
+from pglean.server import Capabilities
+from pglean.session import Connection, scalar
 from pglean.sql import query
 from pglean.table import Column, Table, quote_name
 

@@ -28,7 +28,8 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.phase import ENDS_AS
 from pglean.rewrite.status import Status, unfinished
-from pglean.server import Connection, Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import query
 
 #: How long a table of ours is tried to be dropped, and how long each attempt may wait, in seconds.

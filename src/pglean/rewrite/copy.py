@@ -32,7 +32,7 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.order import MOST_AT_ONCE, has_index, prepare
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import clear_dead, columns, older_snapshots, vacuum
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import query
 from pglean.table import Table, quote_name
 

@@ -36,7 +36,8 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job
 from pglean.rewrite.phase import Phase
 from pglean.rewrite.status import ways_on
-from pglean.server import Connection, Server, translate
+from pglean.server import Server, translate
+from pglean.session import Connection
 
 #: How long an undo tries to reach a server that is restarting, and to get the lock for dropping triggers, in seconds.
 _RECONNECT_S, _UNDO_WAIT_S = 30.0, 10.0

@@ -31,7 +31,8 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pglean.errors import ConnectionLost
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 from pglean.sql import query
 
 #: WAL that may gather, in bytes; how often is looked, and how often while nothing gathers.

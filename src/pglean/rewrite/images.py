@@ -37,7 +37,7 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns, default_tablespace
-from pglean.server import Connection, scalar, transaction
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import query
 from pglean.table import Column
 

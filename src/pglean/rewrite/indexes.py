@@ -24,7 +24,7 @@ from pglean.locks import lock_types
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA, Job
 from pglean.rewrite.run import Run
-from pglean.server import Connection, scalar, transaction
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import fragment, query
 from pglean.table import Index
 
@@ -83,6 +83,7 @@ def run(run: Run) -> None:
     The shadow holds what the table held in one snapshot, in which the constraints were true: unique twins can be built.
     The one with most work comes first: begun last, it would be built alone while the other workers have nothing to do.
     """
+    # Where all begin at once, or none beside another, their order is no matter.
     efforts: dict[int, float] = {}
     if 1 < run.workers.count < len(run.table.indexes):
         efforts = dict(run.control.execute(query("indexes.effort"), {"oid": run.table.oid}).fetchall())

@@ -21,7 +21,7 @@ from pglean.options import Options
 from pglean.rewrite.layout import Layout
 from pglean.rewrite.order import Order
 from pglean.rewrite.phase import FOLLOWS, Phase
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import query
 from pglean.table import Table
 

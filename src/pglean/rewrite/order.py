@@ -37,7 +37,8 @@ from pglean.errors import Finding, UsageError
 from pglean.locks import locked
 from pglean.options import Options
 from pglean.patience import Patience
-from pglean.server import Connection, Server, scalar
+from pglean.server import Server
+from pglean.session import Connection, scalar
 from pglean.sql import fragment, query
 from pglean.table import Table, quote_name
 

@@ -49,7 +49,8 @@ from pglean.rewrite.phase import RESUMES_WITH, Phase
 from pglean.rewrite.plan import Plan
 from pglean.rewrite.run import GoBack, Run, Workers
 from pglean.rewrite.watch import watching
-from pglean.server import Connection, Server, scalar, transaction
+from pglean.server import Server
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import query
 from pglean.throttle import Throttle
 from pglean.version import __version__

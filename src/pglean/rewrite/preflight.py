@@ -17,7 +17,8 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Stored
 from pglean.rewrite.phase import RESUMES_WITH, Phase
 from pglean.rewrite.plan import Plan
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 from pglean.table import Table
 
 #: Sessions beside the workers: watch, control, flush, and one for pausing writers; capture from the WAL has one more.

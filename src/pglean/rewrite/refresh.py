@@ -40,7 +40,7 @@ from pglean.locks import Hold
 from pglean.rewrite import images
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import fragment
 from pglean.table import Key
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pglean.errors import Finding, Refused
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import query
 
 #: Roles that services give to their customers in place of a superuser, and who does so.

@@ -26,7 +26,8 @@ from pglean.progress import Reporter
 from pglean.rewrite import job as jobs
 from pglean.rewrite.job import Job
 from pglean.rewrite.phase import Phase
-from pglean.server import Connection, Server, scalar, set_purpose
+from pglean.server import Server
+from pglean.session import Connection, scalar, set_purpose
 from pglean.table import Table
 from pglean.throttle import Gate
 

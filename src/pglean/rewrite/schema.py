@@ -7,7 +7,7 @@ from psycopg import sql
 
 from pglean.errors import LockNotObtained, PgleanError
 from pglean.rewrite import rights
-from pglean.server import Connection, scalar, transaction
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import fragment, migrations, query
 
 #: Longest wait for a table of ours that somebody reads (pg_dump).

@@ -17,7 +17,7 @@ from pglean.rewrite import job as jobs
 from pglean.rewrite.job import SCHEMA, Job
 from pglean.rewrite.layout import Layout
 from pglean.rewrite.run import Run
-from pglean.server import Connection, scalar, transaction
+from pglean.session import Connection, scalar, transaction
 from pglean.sql import fragment, query
 from pglean.table import Column, Table
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pglean.rewrite.run import Run
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import query
 
 

@@ -11,7 +11,7 @@ from psycopg import errors as pg
 
 from pglean.rewrite import schema
 from pglean.rewrite.phase import Phase
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import query
 
 

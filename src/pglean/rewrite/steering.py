@@ -13,7 +13,8 @@ from pglean.options import Options
 from pglean.rewrite import cleanup, ending
 from pglean.rewrite import job as jobs
 from pglean.rewrite.status import Status, unfinished, ways_on
-from pglean.server import Connection, Server
+from pglean.server import Server
+from pglean.session import Connection
 
 #: How often the run's row is looked at; how long nobody works on it before its process is taken for dead; in seconds.
 _LOOK_S, _GONE_S = 0.1, 5.0

@@ -39,7 +39,7 @@ from pglean.rewrite.job import SCHEMA
 from pglean.rewrite.layout import compressible
 from pglean.rewrite.phase import Phase
 from pglean.rewrite.run import Run
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import query
 
 #: How often older snapshots are looked for, in seconds.

@@ -16,7 +16,7 @@ from pglean.options import Verify
 from pglean.rewrite import images, order
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import columns
-from pglean.server import Connection, scalar
+from pglean.session import Connection, scalar
 from pglean.sql import fragment
 
 _HINT = "Check the table with pg_amcheck --heapallindexed; if it is sound, this is a bug of pglean: report it."

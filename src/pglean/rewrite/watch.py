@@ -26,7 +26,8 @@ from pglean.errors import Aborted, IndexesChanged, Paused, PgleanError, TableCha
 from pglean.locks import wanted
 from pglean.rewrite import job as jobs
 from pglean.rewrite.run import Run
-from pglean.server import Connection, translate
+from pglean.server import translate
+from pglean.session import Connection
 from pglean.throttle import Throttle
 
 _INTERVAL_S = 0.5

@@ -111,7 +111,7 @@ SELECT FROM pglean.job WHERE id = %(job)s AND epoch = %(epoch)s AND state = 'run
 SELECT pg_try_advisory_xact_lock_shared(%(namespace)s, %(key)s) AND (SELECT epoch FROM pglean.job WHERE id = %(job)s) = %(epoch)s
 
 -- name: supersede
--- Held for as long as the session lives.
+-- Held for as long as the session has its purpose: until it is closed, or reset to be kept for another.
 SELECT pg_advisory_lock(%(namespace)s, %(key)s)
 
 -- name: flush
