@@ -11,13 +11,18 @@ import pytest
 import pglean
 from pglean.claim import claim
 from pglean.embedded import EmbeddedServer
+from pglean.errors import ConnectionLost, PgleanError
+from pglean.result import Result
 from pglean.rewrite import cleanup
 from tests.servers import create_database
+from tests.support.fault import Fault, assert_told, repack
 from tests.support.oracle import assert_nothing_left, assert_sound, once, until
 from tests.support.play import Background
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.in_turn
+
+DROP = "cleanup: before a drop"
 
 
 def leave(stage: Stage) -> int:
@@ -115,6 +120,82 @@ def test_one_that_fails_does_not_keep_the_others(stage: Stage) -> None:
         assert remains == []
     stage.check()
     others.check()
+
+
+def exchanged_with_large_indexes(stage: Stage, monkeypatch: pytest.MonkeyPatch, occurrence: int) -> Fault:
+    """Every index counts as large; before the given drop, what is there to be dropped is noted."""
+    monkeypatch.setattr(cleanup, "_LARGE_BYTES", 0)
+    found = "SELECT count(*) FROM pg_class WHERE relnamespace = 'pglean'::regnamespace AND relname LIKE 'twin%'"
+    indexes = "SELECT count(*) FROM pg_index WHERE indrelid = %s::regclass"
+
+    def look() -> None:
+        every = int(stage.db.scalar(indexes, (stage.name,)))
+        assert every > 1
+        assert stage.db.scalar(found) == max(every - occurrence + 1, 0)
+        raise RuntimeError("enough")
+
+    return Fault(DROP, look, occurrence)
+
+
+@pytest.mark.parametrize("occurrence", [1, 2, 3, 4, 5])
+def test_stopped_between_two_drops(stage: Stage, monkeypatch: pytest.MonkeyPatch, occurrence: int) -> None:
+    """Large indexes are dropped one by one; what is left is found, and the table is repacked."""
+    fault = exchanged_with_large_indexes(stage, monkeypatch, occurrence)
+    outcome = repack(stage, fault)
+    if occurrence == 1:
+        assert fault.struck
+    if fault.struck:
+        assert_told(stage, outcome, PgleanError.exit_status)
+    assert stage.repacked
+    stage.check()
+
+
+def test_killed_between_two_drops(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleanup, "_LARGE_BYTES", 0)
+
+    def terminate() -> None:
+        for pid in stage.sessions():
+            stage.db.scalar("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+
+    fault = Fault(DROP, terminate, 2)
+    assert_told(stage, repack(stage, fault), ConnectionLost.exit_status)
+    assert stage.repacked
+    stage.write()
+    stage.settle("resume")
+    stage.check()
+
+
+def test_constraint_that_somebody_added_to_the_old_files(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its index cannot be dropped by itself: it goes with the table."""
+    monkeypatch.setattr(cleanup, "_LARGE_BYTES", 0)
+
+    def add() -> None:
+        job = stage.db.scalar("SELECT max(id) FROM pglean.job")
+        stage.db.execute(f"ALTER TABLE pglean.shadow_{job} ADD CONSTRAINT his UNIQUE (id)")
+
+    assert isinstance(repack(stage, Fault("phase: cleaning", add)), Result)
+    stage.check()
+
+
+def test_large_index_that_is_locked(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a pg_dump, say: it is told which table is in use, and by whom; later it goes."""
+    monkeypatch.setattr(cleanup, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(cleanup, "_DROP_WAIT_S", 0.2)
+    with stage.db.connect() as reader:
+
+        def read() -> None:
+            job = stage.db.scalar("SELECT max(id) FROM pglean.job")
+            reader.execute(f"BEGIN; SELECT FROM pglean.shadow_{job} LIMIT 1")
+
+        outcome = repack(stage, Fault("phase: cleaning", read))
+        assert isinstance(outcome, PgleanError)
+        assert "in use by pid" in str(outcome)
+        assert "the table is repacked" in str(outcome)
+        reader.execute("COMMIT")
+    with pglean.connect(stage.db.conninfo) as database:
+        ((_, remains),) = database.cleanup()
+    assert remains == []
+    stage.check()
 
 
 def test_run_that_ends_while_it_is_looked_at(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ ORDER = [
     "rewrite.job",
     "rewrite.plan",
     "rewrite.status",
+    "rewrite.courtesy",
     "rewrite.run",
     "rewrite.flush",
     "rewrite.shadow",

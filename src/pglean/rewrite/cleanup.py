@@ -5,12 +5,16 @@ would fail every write of the application. Dropping a trigger needs ACCESS EXCLU
 away, the trigger functions are emptied instead (no lock), all else is dropped, and the job stays listed as `remains`
 until `pglean cleanup` has dropped the triggers, which then do nothing but be called. The same holds for a table of ours
 that somebody else has locked.
+
+Large files are given back one by one. The server truncates all that a transaction has dropped as it commits; on a
+disk that is told which blocks are free (ext4 mounted with `discard`) nobody else's commit gets through for that time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import LiteralString
 
 import psycopg
 from psycopg import errors as pg
@@ -34,16 +38,23 @@ from pglean.sql import query
 
 #: How long a table of ours is tried to be dropped, and how long each attempt may wait, in seconds.
 _DROP_WAIT_S, _DROP_LOCK_S = 10.0, 1.0
+#: Indexes from this size on are dropped by themselves.
+_LARGE_BYTES = 32 << 20
 #: What a row tells of a run whose end nobody has noted; and how it goes on after why a run has ended.
 _GONE, _REMAINS = "its process was gone; cleaned up", "still there: "
 
 
 def remove(
-    server: Server, conn: Connection, job_id: int, patience: Patience, deadline: float | None = None
+    server: Server,
+    conn: Connection,
+    job_id: int,
+    patience: Patience,
+    deadline: float | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Remove all that run `job_id` has made; returns what could not be removed, as phrases (empty: nothing is left).
 
-    After `deadline` (of time.monotonic) nothing is waited for any more.
+    After `deadline` (of time.monotonic) nothing is waited for any more. `between` is called before each drop.
 
     On entry: no transaction, no session of the run is at work. Locks: ACCESS EXCLUSIVE on the table for a moment while
     triggers of ours are on it; none on it afterwards.
@@ -55,12 +66,12 @@ def remove(
     for (oid,) in conn.execute(query("job.triggers"), functions).fetchall():
         remains += _switch_off(server, conn, job_id, oid, patience)
     still_called = bool(remains)
-    remains += _drop_table(conn, f"shadow_{job_id}", deadline)
+    remains += _drop_table(conn, f"shadow_{job_id}", deadline, between)
     if not still_called:
         with transaction(conn):
             for (name,) in conn.execute(query("job.functions"), functions).fetchall():
                 conn.execute(sql.SQL("DROP FUNCTION {}()").format(sql.Identifier(SCHEMA, name)))
-    remains += _drop_table(conn, f"changes_{job_id}", deadline)
+    remains += _drop_table(conn, f"changes_{job_id}", deadline, between)
     return remains
 
 
@@ -91,8 +102,8 @@ def _silenced(table: str, error: LockNotObtained) -> str:
     return f"three triggers without effect on {table} (in use by {', '.join(error.blockers) or 'other sessions'})"
 
 
-def _drop_table(conn: Connection, name: str, deadline: float | None) -> list[str]:
-    """Drop a table of ours; returns what is told where it could not be had.
+def _drop_table(conn: Connection, name: str, deadline: float | None, between: Callable[[], None]) -> list[str]:
+    """Drop a table of ours, its large indexes first; returns what is told where it could not be had.
 
     A session of ours that was cut off may still be at work on it for seconds. A pg_dump has it locked for as long as it
     takes, and whoever recorded a key there until his transaction ends.
@@ -101,10 +112,12 @@ def _drop_table(conn: Connection, name: str, deadline: float | None) -> list[str
     deadline = latest if deadline is None else min(deadline, latest)
     while True:
         try:
-            with transaction(conn):
-                limit_ms = max(min(deadline - time.monotonic(), _DROP_LOCK_S), 0.1) * 1000
-                conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(int(limit_ms))))
-                conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
+            parameters = {"name": f"{SCHEMA}.{name}", "bytes": _LARGE_BYTES}
+            for (index,) in conn.execute(query("job.large_indexes"), parameters).fetchall():
+                between()
+                _drop(conn, "INDEX", index, deadline)
+            between()
+            _drop(conn, "TABLE", name, deadline)
         except (pg.LockNotAvailable, pg.DeadlockDetected):
             if time.monotonic() < deadline:
                 continue
@@ -112,6 +125,13 @@ def _drop_table(conn: Connection, name: str, deadline: float | None) -> list[str
             blockers = ", ".join(blockers_of(conn, oid, Mode.ACCESS_EXCLUSIVE)) or "other sessions"
             return [f"table {SCHEMA}.{name} (in use by {blockers})"]
         return []
+
+
+def _drop(conn: Connection, kind: LiteralString, name: str, deadline: float) -> None:
+    with transaction(conn):
+        limit_ms = max(min(deadline - time.monotonic(), _DROP_LOCK_S), 0.1) * 1000
+        conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(int(limit_ms))))
+        conn.execute(sql.SQL("DROP {} IF EXISTS {}").format(sql.SQL(kind), sql.Identifier(SCHEMA, name)))
 
 
 def sweep(

@@ -29,11 +29,11 @@ from pglean.errors import Paused
 from pglean.processors import Meter
 from pglean.rewrite import baseline
 from pglean.rewrite import job as jobs
+from pglean.rewrite.courtesy import Courtesy
 from pglean.rewrite.order import MOST_AT_ONCE, has_index, prepare
 from pglean.rewrite.run import Run
 from pglean.rewrite.shadow import clear_dead, columns, older_snapshots, vacuum
-from pglean.session import Connection, scalar
-from pglean.sql import query
+from pglean.session import Connection
 from pglean.table import Table, quote_name
 
 _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
@@ -42,8 +42,6 @@ _FIRST_BLOCKS, _LEAST_BLOCKS, _MOST_BLOCKS = 512, 8, 1 << 17
 _TRIAL_S, _ASK_S = 0.2, 0.05
 #: All workers together must be so much faster than one.
 _PAYS = 1.25
-#: So many commits of others that wait for the disk are a queue; how often it is looked at; how often in vain.
-_QUEUE, _QUEUE_LOOK_S, _IN_VAIN = 2, 0.01, 2
 #: The target time of a chunk after which there was a queue.
 _GENTLE_MS = 100
 #: Share of the table that is copied when a worker begins to freeze.
@@ -178,34 +176,6 @@ class Crew:
         return self.joined.is_set()
 
 
-class Courtesy:
-    """Lets others' commits go first.
-
-    Each has to wait until the disk has all of the WAL before it, ours too. Where a queue has formed during a chunk, it
-    may pass before the next one. A queue that does not pass is not of our making: an application writes as
-    fast as it can. (Tried at 4,000 updates a second on two processors: p99 60 ms instead of 200 ms; with updates flat
-    out waiting only made the copy twice as long.)
-    """
-
-    def __init__(self) -> None:
-        self._in_vain = 0
-
-    def give_way(self, run: Run, conn: Connection, chunk_s: float) -> bool:
-        """Wait for a queue to pass, as long as the chunk took at most; whether there was one that is our making."""
-        if self._in_vain >= _IN_VAIN:
-            return False
-        deadline = time.monotonic() + chunk_s
-        queued = False
-        while int(scalar(conn, query("report.wal_waiters"))) >= _QUEUE:
-            queued = True
-            if time.monotonic() > deadline:
-                self._in_vain += 1
-                return False
-            run.server.rest(_QUEUE_LOOK_S)
-        self._in_vain = 0
-        return queued
-
-
 def _first_blocks(table: Table) -> int:
     """The first chunk's size, before anything was measured: smaller where much of a row lies in the TOAST table."""
     share = table.heap_bytes / max(table.heap_bytes + (table.toast.bytes if table.toast else 0), 1)
@@ -288,7 +258,7 @@ def _copy(
     crew: Crew,
     crowded: Callable[[], bool],
 ) -> None:
-    courtesy = Courtesy()
+    courtesy = Courtesy(run.server)
     # One of several, once: what is still in the buffers is frozen at little cost, and less is left for the end.
     freezes = number == 1
     while not run.workers.stopping.is_set() and run.pause is None and ranges.handed_out < 1:
@@ -311,7 +281,7 @@ def _copy(
         rows = run.again(partial(_piece, run, conn, worker, first, end, indexed=indexed))
         ranges.took(end - first, (time.monotonic() - started) * 1000)
         crew.did(end - first, crowded)
-        if courtesy.give_way(run, conn, time.monotonic() - started):
+        if courtesy.give_way(conn, time.monotonic() - started):
             ranges.gently()
         run.reporter.advance(end - first, rows=rows)
 

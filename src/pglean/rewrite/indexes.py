@@ -98,6 +98,7 @@ def run(run: Run) -> None:
 
     def build(conn: Connection, _: str, index: Index) -> None:
         run.pass_gate()
+        run.give_way(conn)
         act = _build if index.oid in empty else _make
         act(run, conn, index, len(indexes))
 

@@ -150,25 +150,31 @@ def _swap(run: Run) -> None:
 
 
 def _clean(run: Run) -> None:
-    """Drop the old files and all helpers; at the same time statistics, which neither is in the way of.
+    """Statistics, and drop the old files and all helpers; at the same time, for neither is in the way of the other.
 
     ANALYZE also tells autovacuum that no dead rows are left.
     """
     run.capture.close()
-    tasks = [_drop, _analyze] if run.job.options.analyze else [_drop]
+    tasks = [_analyze, _drop] if run.job.options.analyze else [_drop]
     take = run.workers.in_turn if run.crowded else run.workers.each
     take(tasks, lambda conn, _, task: task(run, conn))
 
 
 def _drop(run: Run, conn: Connection) -> None:
     run.purpose(conn, "cleanup")
-    remains = cleanup.remove(run.server, conn, run.job.id, run.patience())
+
+    def between() -> None:
+        run.reach("cleanup: before a drop")
+        run.give_way(conn)
+
+    remains = cleanup.remove(run.server, conn, run.job.id, run.patience(), between=between)
     if remains:
         raise LockNotObtained(f"could not remove all that the run on {run.table.qualified_name} needed")
 
 
 def _analyze(run: Run, conn: Connection) -> None:
     run.purpose(conn, "analyze")
+    run.give_way(conn)
     run.reach("analyze")
     try:
         jobs.analyze(conn, run.table)

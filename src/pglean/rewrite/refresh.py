@@ -113,6 +113,7 @@ def round_(run: Run, *, then: partial[None] | None = None, alone: bool = False) 
     `alone`: not divided among workers, which get more done and leave less to the application.
     """
     run.pass_gate()
+    run.give_way(run.control)
     run.reach("refresh: before a round")
     run.purpose(run.control, "refresh")
     done = run.again(partial(_round, run, then, alone))

@@ -24,6 +24,7 @@ from pglean.locks import OverBudget, locked
 from pglean.patience import Patience, Policy
 from pglean.progress import Reporter
 from pglean.rewrite import job as jobs
+from pglean.rewrite.courtesy import Courtesy
 from pglean.rewrite.job import Job
 from pglean.rewrite.phase import Phase
 from pglean.server import Server
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 _TICK_S = 0.25
 _HEARTBEAT_S = 2.0
+#: How long a queue of others' commits may take to pass.
+_QUEUE_PASSES_S = 0.5
 #: A record in the change table, about; and so many of them a second that the application would notice us.
 _RECORD_BYTES, _BUSY_PER_S = 40, 200
 
@@ -231,12 +234,16 @@ class Run:
     #: Closed while the throttle wants no more work to begin.
     gate: Gate = field(default_factory=Gate)
     right_of_way: RightOfWay = field(default_factory=RightOfWay)
+    courtesy: Courtesy = field(init=False)
     #: Set once `pglean swap` was called.
     swap_asked: threading.Event = field(default_factory=threading.Event)
     #: What ends the run between two pieces of work; they are finished first.
     pause: PgleanError | None = None
     _beat: float = 0.0
     _thread: int = field(default_factory=threading.get_ident)
+
+    def __post_init__(self) -> None:
+        self.courtesy = Courtesy(self.server)
 
     @property
     def table(self) -> Table:
@@ -409,6 +416,15 @@ class Run:
         """In a transaction: no parallel query, where all processors are busy already."""
         if self.crowded:
             conn.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+
+    def give_way(self, conn: Connection) -> None:
+        """Between two pieces of work, where all processors are busy already: let a queue of others' commits pass.
+
+        Those that had to wait while we did something that cannot be divided would otherwise wait for the next as well.
+        On entry and exit: no transaction.
+        """
+        if self.crowded:
+            self.courtesy.give_way(conn, _QUEUE_PASSES_S)
 
     def reach(self, point: str) -> None:
         """A named pause point, and a look at whether somebody wants us to stop."""

@@ -165,6 +165,7 @@ def freeze(run: Run) -> None:
     stays False; it is tried again before the swap.
     """
     conn = run.control
+    run.give_way(conn)
     run.workers.one(lambda worker, _: vacuum(run, worker))
     row = conn.execute(query("shadow.visible"), {"shadow": f"{SCHEMA}.{run.job.shadow_name}"}).fetchone()
     assert row is not None

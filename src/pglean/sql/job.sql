@@ -91,6 +91,15 @@ SELECT first_block, end_block, rows FROM pglean.chunk WHERE job = %(job)s ORDER 
 -- name: all_twins
 SELECT index_oid, twin_oid, built FROM pglean.twin WHERE job = %(job)s
 
+-- name: large_indexes
+-- Of a table of ours, by what VACUUM or a build last saw: asking for the size of the file would wait for its lock.
+SELECT c.relname
+  FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+ WHERE i.indrelid = pg_catalog.to_regclass(%(name)s)
+   AND c.relpages >= %(bytes)s / pg_catalog.current_setting('block_size')::int
+   -- Somebody may have added one, whose index cannot be dropped by itself.
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS x WHERE x.conindid = i.indexrelid)
+
 -- name: forget_twin
 DELETE FROM pglean.twin WHERE job = %(job)s AND index_oid = %(index)s
 
