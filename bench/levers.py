@@ -22,7 +22,7 @@ import machine
 from building import ANALYZE, BUILDS, FREEZE
 from copying import CHUNK, COMPRESSION, COPY, FLUSH, SCANS
 from lever import Findings, Lever
-from neighbours import NEIGHBOURS
+from neighbours import NEIGHBOURS, STATEMENTS
 from refreshing import CHANGES, IN_PLACE, ORDER, SORTING, WORKERS
 from removing import REMOVAL
 from run import BINDIR, SETTINGS, private_server
@@ -44,6 +44,7 @@ LEVERS: Final = (
     ANALYZE,
     REMOVAL,
     NEIGHBOURS,
+    STATEMENTS,
 )
 OUTPUT: Final = Path(__file__).parent / "LEVERS.md"
 _INTRODUCTION: Final = (

@@ -17,6 +17,7 @@ import psycopg
 from ground import DATABASE, Ground
 from pglean.embedded import EmbeddedServer
 from pglean.rewrite import schema
+from pglean.rewrite.courtesy import Courtesy
 from pglean.rewrite.flush import Flush
 from pglean.server import Server
 from pglean.session import Connection
@@ -33,6 +34,7 @@ COLUMNS: Final = "id, customer_id, created_at, updated_at, status, amount, note"
 
 DELETED, ORDERS, COPIED, RECORDED = "deleted", "orders", "copied", "recorded"
 FROZEN, INDEXED, CHANGED = "frozen", "indexed", "changed"
+DOUBLED, OLD = "doubled", "old"
 #: Not by the hash by which workers share keys.
 _TENTH: Final = "hashint8extended(id, 7) % 10 = 0"
 _CHANGE: Final = (
@@ -41,10 +43,18 @@ _CHANGE: Final = (
 )
 
 
-def build(index: str) -> str:
+_AGAIN: Final = f"INSERT INTO {SHADOW} SELECT {COLUMNS} FROM public.orders"
+
+
+def build(index: str, *, unique: bool = True) -> str:
     """The statement that builds one of `INDEXES` on the shadow."""
     name, _, columns = index.partition(" ")
-    return f"CREATE {'UNIQUE ' if name.endswith('pkey') else ''}INDEX {name} ON {SHADOW} {columns}"
+    return f"CREATE {'UNIQUE ' if unique and name.endswith('pkey') else ''}INDEX {name} ON {SHADOW} {columns}"
+
+
+def drop(index: str) -> str:
+    """The statement that drops it."""
+    return f"DROP INDEX IF EXISTS pglean.{index.split(maxsplit=1)[0]}"
 
 
 #: What a database holds: the state it is made from, and what is done to that.
@@ -69,8 +79,12 @@ STATES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     INDEXED: (FROZEN, tuple(map(build, INDEXES))),
     # And then the tenth was updated.
     CHANGED: (INDEXED, _CHANGE),
+    # The shadow has all rows twice, as many as there were.
+    DOUBLED: (FROZEN, (_AGAIN, f"VACUUM (FREEZE) {SHADOW}")),
+    # Twice as many again, and indexes: as large as what `orders` was at 4x.
+    OLD: (DOUBLED, (_AGAIN, _AGAIN, f"VACUUM (FREEZE) {SHADOW}", *(build(i, unique=False) for i in INDEXES))),
 }
-_DROP: Final = tuple(f"DROP INDEX IF EXISTS pglean.{index.split()[0]}" for index in INDEXES)
+_DROP: Final = tuple(map(drop, INDEXES))
 #: Makes such a state again what it was, when rows were copied or indexes were built.
 _UNDO: Final = {ORDERS: (*_DROP, f"TRUNCATE {SHADOW}, pglean.chunks"), COPIED: _DROP, FROZEN: _DROP}
 
@@ -132,6 +146,10 @@ class Workbench:
     def connect(self) -> contextlib.AbstractContextManager[Connection]:
         """A session with the settings that pglean's have."""
         return Server(self._server.conninfo(DATABASE)).connect("bench")
+
+    def courtesy(self) -> Courtesy:
+        """Lets queues of commits pass, as pglean does between long steps."""
+        return Courtesy(Server(self._server.conninfo(DATABASE)))
 
     def fresh(self, state: str, *, cold: bool = False) -> None:
         """Replace the database by a copy of a state, in the shared buffers; `cold`: in no memory at all.
