@@ -60,7 +60,6 @@ def attempt(run: Run, patience: Patience, between: Callable[[], None]) -> None:
     """
     conn = run.control
     run.purpose(conn, "swap")
-    run.give_way(conn)
     run.reach("swap: before the lock")
     _pull_before(run)
     started: float | None = None
