@@ -37,7 +37,7 @@ T = TypeVar("T")
 _TICK_S = 0.25
 _HEARTBEAT_S = 2.0
 #: How long a queue of others' commits may take to pass.
-_QUEUE_PASSES_S = 0.5
+_QUEUE_PASSES_S = 0.2
 #: A record in the change table, about; and so many of them a second that the application would notice us.
 _RECORD_BYTES, _BUSY_PER_S = 40, 200
 
