@@ -30,6 +30,8 @@ SETTINGS: Final[dict[str, str]] = {
     "max_prepared_transactions": "20",
     "max_replication_slots": "10",
     "max_wal_senders": "10",
+    # It would come by once in a thousand tests, with a snapshot, where a test says that nobody has one.
+    "autovacuum_naptime": "1d",
     "log_min_messages": "warning",
     "log_line_prefix": "%m [%p] %q%a@%d ",
     "log_lock_waits": "on",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import pglean
+from pglean import pausepoint
 from pglean.claim import claim
 from pglean.embedded import EmbeddedServer
 from pglean.errors import ConnectionLost, PgleanError
@@ -122,31 +123,47 @@ def test_one_that_fails_does_not_keep_the_others(stage: Stage) -> None:
     others.check()
 
 
-def exchanged_with_large_indexes(stage: Stage, monkeypatch: pytest.MonkeyPatch, occurrence: int) -> Fault:
-    """Every index counts as large; before the given drop, what is there to be dropped is noted."""
+@pytest.mark.parametrize("occurrence", [1, 2, 3, 4])
+def test_stopped_between_two_drops(stage: Stage, monkeypatch: pytest.MonkeyPatch, occurrence: int) -> None:
+    """Large indexes are dropped one by one, then the table; what is left is found, and the table is repacked."""
     monkeypatch.setattr(cleanup, "_LARGE_BYTES", 0)
-    found = "SELECT count(*) FROM pg_class WHERE relnamespace = 'pglean'::regnamespace AND relname LIKE 'twin%'"
-    indexes = "SELECT count(*) FROM pg_index WHERE indrelid = %s::regclass"
+    indexes = int(stage.db.scalar("SELECT count(*) FROM pg_index WHERE indrelid = %s::regclass", (stage.name,)))
+    assert indexes >= 3
+    ours = "SELECT count(*) FROM pg_class WHERE relnamespace = 'pglean'::regnamespace AND relname ~ '^twin_[0-9]'"
+    left: list[int] = []
 
     def look() -> None:
-        every = int(stage.db.scalar(indexes, (stage.name,)))
-        assert every > 1
-        assert stage.db.scalar(found) == max(every - occurrence + 1, 0)
+        left.append(int(stage.db.scalar(ours)))
         raise RuntimeError("enough")
 
-    return Fault(DROP, look, occurrence)
-
-
-@pytest.mark.parametrize("occurrence", [1, 2, 3, 4, 5])
-def test_stopped_between_two_drops(stage: Stage, monkeypatch: pytest.MonkeyPatch, occurrence: int) -> None:
-    """Large indexes are dropped one by one; what is left is found, and the table is repacked."""
-    fault = exchanged_with_large_indexes(stage, monkeypatch, occurrence)
-    outcome = repack(stage, fault)
-    if occurrence == 1:
-        assert fault.struck
-    if fault.struck:
-        assert_told(stage, outcome, PgleanError.exit_status)
+    outcome = repack(stage, Fault(DROP, look, occurrence))
+    assert_told(stage, outcome, PgleanError.exit_status)
+    assert left == [indexes - occurrence + 1]
     assert stage.repacked
+    stage.check()
+
+
+@pytest.mark.parametrize("large_bytes", [0, 1 << 40])
+def test_files_are_dropped_by_size(stage: Stage, monkeypatch: pytest.MonkeyPatch, large_bytes: int) -> None:
+    monkeypatch.setattr(cleanup, "_LARGE_BYTES", large_bytes)
+    reached: list[str] = []
+    monkeypatch.setattr(pausepoint, "trace", reached.append)
+    indexes = int(stage.db.scalar("SELECT count(*) FROM pg_index WHERE indrelid = %s::regclass", (stage.name,)))
+    assert isinstance(repack(stage), Result)
+    # The old files and the table of changes, in any case.
+    assert reached.count(DROP) == 2 + (0 if large_bytes else indexes)
+    stage.check()
+
+
+def test_dropping_an_index_is_forbidden(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an event trigger, which does not forbid to drop tables: indexes go with theirs."""
+    monkeypatch.setattr(cleanup, "_LARGE_BYTES", 0)
+    stage.db.execute(
+        "CREATE FUNCTION forbid() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not here'; END$$;"
+        "CREATE EVENT TRIGGER forbid ON ddl_command_start WHEN TAG IN ('DROP INDEX') EXECUTE FUNCTION forbid()"
+    )
+    assert isinstance(repack(stage), Result)
+    stage.db.execute("DROP EVENT TRIGGER forbid")
     stage.check()
 
 

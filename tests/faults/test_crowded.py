@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+
 import psycopg
 import pytest
 
 from pglean import pausepoint
 from pglean.result import Result
-from pglean.rewrite.courtesy import Courtesy
+from pglean.rewrite import job as jobs
+from pglean.rewrite.run import Run
 from pglean.session import Connection
+from pglean.table import Table
 from tests.support.fault import repack
 from tests.support.stage import Stage
 
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The server's processors are busy; what each session was about to do, or had done, when it gave way."""
-    named: list[str] = []
-    give_way = Courtesy.give_way
+    """The server's processors are busy; what was about to be done each time that others went first."""
+    callers: list[str] = []
+    give_way = Run.give_way
 
-    def watched(self: Courtesy, conn: Connection, limit_s: float) -> bool:
+    def watched(self: Run, conn: Connection) -> None:
         # Whoever waits in a transaction keeps locks and a snapshot for that time.
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        row = conn.execute("SELECT current_setting('application_name')").fetchone()
-        assert row is not None
-        named.append(str(row[0]).split()[-1])
-        return give_way(self, conn, limit_s)
+        assert self.crowded
+        callers.append(sys._getframe(1).f_code.co_qualname)
+        give_way(self, conn)
 
-    monkeypatch.setattr(Courtesy, "give_way", watched)
+    monkeypatch.setattr(Run, "give_way", watched)
     monkeypatch.setattr("pglean.rewrite.copy._TRIAL_S", 0.0)
     monkeypatch.setattr("pglean.processors.Meter.busy", lambda *_: True)
-    return named
+    return callers
 
 
 def test_gives_way_between_all_that_cannot_be_divided(
@@ -38,14 +42,21 @@ def test_gives_way_between_all_that_cannot_be_divided(
 ) -> None:
     reached: list[str] = []
     monkeypatch.setattr(pausepoint, "trace", reached.append)
+    analyze = jobs.analyze
+
+    def noted(conn: Connection, table: Table) -> None:
+        analyze(conn, table)
+        reached.append("analyzed")
+
+    monkeypatch.setattr(jobs, "analyze", noted)
     assert isinstance(repack(stage, verify="full"), Result)
-    assert {"refresh", "analyze", "cleanup"} <= set(waits)
-    # What is recorded while it waits would have to be taken over under the lock.
-    assert "swap" not in waits
     indexes = int(stage.db.scalar("SELECT count(*) FROM pg_index WHERE indrelid = %s::regclass", (stage.name,)))
-    assert len(waits) > indexes + 4
-    # The statistics come first: what had to wait for the files to go does not wait for these as well.
-    assert reached.index("analyze") < reached.index("cleanup: before a drop")
+    counts = Counter(waits)
+    assert counts.keys() == {"round_", "freeze", "run.<locals>.build", "_analyze", "_drop.<locals>.between"}
+    assert counts["run.<locals>.build"] == indexes
+    assert counts["_drop.<locals>.between"] == 2
+    # The statistics are there first: what had to wait for the files to go does not wait for these as well.
+    assert reached.index("analyzed") < reached.index("cleanup: before a drop")
     stage.check()
 
 

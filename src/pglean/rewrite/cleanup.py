@@ -6,8 +6,9 @@ away, the trigger functions are emptied instead (no lock), all else is dropped, 
 until `pglean cleanup` has dropped the triggers, which then do nothing but be called. The same holds for a table of ours
 that somebody else has locked.
 
-Large files are given back one by one. The server truncates all that a transaction has dropped as it commits; on a
-disk that is told which blocks are free (ext4 mounted with `discard`) nobody else's commit gets through for that time.
+Large indexes go before their table, each by itself. The server truncates all files that a transaction has dropped as it
+commits; on a disk that is told which blocks are free (ext4 mounted with `discard`) hardly anybody else's commit gets
+through meanwhile.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def remove(
 ) -> list[str]:
     """Remove all that run `job_id` has made; returns what could not be removed, as phrases (empty: nothing is left).
 
-    After `deadline` (of time.monotonic) nothing is waited for any more. `between` is called before each drop.
+    After `deadline` (of time.monotonic) nothing is waited for any more. `between` is called before each of our
+    tables and their large indexes is dropped.
 
     On entry: no transaction, no session of the run is at work. Locks: ACCESS EXCLUSIVE on the table for a moment while
     triggers of ours are on it; none on it afterwards.
@@ -66,12 +68,12 @@ def remove(
     for (oid,) in conn.execute(query("job.triggers"), functions).fetchall():
         remains += _switch_off(server, conn, job_id, oid, patience)
     still_called = bool(remains)
-    remains += _drop_table(conn, f"shadow_{job_id}", deadline, between)
+    remains += _drop_table(server, conn, f"shadow_{job_id}", deadline, between)
     if not still_called:
         with transaction(conn):
             for (name,) in conn.execute(query("job.functions"), functions).fetchall():
                 conn.execute(sql.SQL("DROP FUNCTION {}()").format(sql.Identifier(SCHEMA, name)))
-    remains += _drop_table(conn, f"changes_{job_id}", deadline, between)
+    remains += _drop_table(server, conn, f"changes_{job_id}", deadline, between)
     return remains
 
 
@@ -102,21 +104,20 @@ def _silenced(table: str, error: LockNotObtained) -> str:
     return f"three triggers without effect on {table} (in use by {', '.join(error.blockers) or 'other sessions'})"
 
 
-def _drop_table(conn: Connection, name: str, deadline: float | None, between: Callable[[], None]) -> list[str]:
-    """Drop a table of ours, its large indexes first; returns what is told where it could not be had.
+def _drop_table(
+    server: Server, conn: Connection, name: str, deadline: float | None, between: Callable[[], None]
+) -> list[str]:
+    """Drop a table of ours; returns what is told where it could not be had.
 
     A session of ours that was cut off may still be at work on it for seconds. A pg_dump has it locked for as long as it
     takes, and whoever recorded a key there until his transaction ends.
     """
+    _drop_large_indexes(server, conn, name, deadline, between)
+    between()
     latest = time.monotonic() + _DROP_WAIT_S
     deadline = latest if deadline is None else min(deadline, latest)
     while True:
         try:
-            parameters = {"name": f"{SCHEMA}.{name}", "bytes": _LARGE_BYTES}
-            for (index,) in conn.execute(query("job.large_indexes"), parameters).fetchall():
-                between()
-                _drop(conn, "INDEX", index, deadline)
-            between()
             _drop(conn, "TABLE", name, deadline)
         except (pg.LockNotAvailable, pg.DeadlockDetected):
             if time.monotonic() < deadline:
@@ -127,10 +128,27 @@ def _drop_table(conn: Connection, name: str, deadline: float | None, between: Ca
         return []
 
 
-def _drop(conn: Connection, kind: LiteralString, name: str, deadline: float) -> None:
+def _drop_large_indexes(
+    server: Server, conn: Connection, name: str, deadline: float | None, between: Callable[[], None]
+) -> None:
+    """Drop each by itself. Where one cannot be had, or an event trigger forbids that, they go with their table."""
+    parameters = {"name": f"{SCHEMA}.{name}", "bytes": _LARGE_BYTES}
+    for (index,) in conn.execute(query("job.large_indexes"), parameters).fetchall():
+        between()
+        try:
+            _drop(conn, "INDEX", index, deadline)
+        except psycopg.Error:
+            server.check()
+            if conn.closed:
+                raise
+            return
+
+
+def _drop(conn: Connection, kind: LiteralString, name: str, deadline: float | None) -> None:
+    left_s = _DROP_LOCK_S if deadline is None else min(deadline - time.monotonic(), _DROP_LOCK_S)
     with transaction(conn):
-        limit_ms = max(min(deadline - time.monotonic(), _DROP_LOCK_S), 0.1) * 1000
-        conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(int(limit_ms))))
+        limit_ms = int(max(left_s, 0.1) * 1000)
+        conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(limit_ms)))
         conn.execute(sql.SQL("DROP {} IF EXISTS {}").format(sql.SQL(kind), sql.Identifier(SCHEMA, name)))
 
 

@@ -22,7 +22,7 @@ _QUEUE, _LOOK_S, _IN_VAIN = 2, 0.01, 2
 
 
 class Courtesy:
-    """Of one that does one thing after the other."""
+    """Of one that does one thing after the other; of a run, in one phase: what waited in vain then may pass later."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

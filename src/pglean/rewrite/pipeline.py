@@ -44,6 +44,7 @@ from pglean.rewrite import (
     verify,
 )
 from pglean.rewrite import job as jobs
+from pglean.rewrite.courtesy import Courtesy
 from pglean.rewrite.flush import Flush
 from pglean.rewrite.phase import RESUMES_WITH, Phase
 from pglean.rewrite.plan import Plan
@@ -433,6 +434,7 @@ def _take(run: Run, step: Step) -> int:
     """Do a step; returns the position of the one that comes next."""
     if step.phase is not Phase.CLEANING:
         jobs.enter(run.control, run.job, step.phase)
+    run.courtesy = Courtesy(run.server)
     run.reporter.phase(step.phase.label)
     run.reach(f"phase: {step.phase.label}")
     try:

@@ -113,7 +113,9 @@ def round_(run: Run, *, then: partial[None] | None = None, alone: bool = False) 
     `alone`: not divided among workers, which get more done and leave less to the application.
     """
     run.pass_gate()
-    run.give_way(run.control)
+    if alone or then is not None:
+        # Not while it is behind, and writers are paused for it.
+        run.give_way(run.control)
     run.reach("refresh: before a round")
     run.purpose(run.control, "refresh")
     done = run.again(partial(_round, run, then, alone))

@@ -92,7 +92,7 @@ SELECT first_block, end_block, rows FROM pglean.chunk WHERE job = %(job)s ORDER 
 SELECT index_oid, twin_oid, built FROM pglean.twin WHERE job = %(job)s
 
 -- name: large_indexes
--- Of a table of ours, by what VACUUM or a build last saw: asking for the size of the file would wait for its lock.
+-- Of a table of ours, by the pages that were last counted: asking for the size of the file would wait for its lock.
 SELECT c.relname
   FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
  WHERE i.indrelid = pg_catalog.to_regclass(%(name)s)

@@ -22,7 +22,9 @@ SELECT pg_read_file('/proc/stat', 0, 32768, true),
 -- name: wal_waiters
 -- Sessions of others that wait for their commit to reach the disk.
 SELECT count(*) FROM pg_stat_activity
- WHERE state = 'active' AND wait_event IN ('WALWrite', 'WALSync') AND application_name NOT LIKE 'pglean %%'
+ WHERE state = 'active'
+   -- The lock is called WALWrite, what its holder does WALSync and WALWrite up to 16, WalSync and WalWrite since 17.
+   AND pg_catalog.lower(wait_event) IN ('walwrite', 'walsync') AND application_name NOT LIKE 'pglean %%'
 
 -- name: default_tablespace
 SELECT t.spcname FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = current_database()
