@@ -101,7 +101,7 @@ def _drops_in_turn(bench: Workbench, conn: Connection) -> None:
     courtesy = bench.courtesy()
     for index in INDEXES:
         conn.execute(drop(index))
-        courtesy.give_way(conn, 0.2)
+        courtesy.give_way(conn)
     _drops(bench, conn)
 
 

@@ -41,9 +41,7 @@ _CHANGE: Final = (
     f"UPDATE public.orders SET status = 'sent', updated_at = now() WHERE {_TENTH}",
     f"INSERT INTO pglean.changes SELECT id FROM public.orders WHERE {_TENTH} ORDER BY hashint8(id)",
 )
-
-
-_AGAIN: Final = f"INSERT INTO {SHADOW} SELECT {COLUMNS} FROM public.orders"
+_COPY: Final = f"INSERT INTO {SHADOW} SELECT {COLUMNS} FROM public.orders"
 
 
 def build(index: str, *, unique: bool = True) -> str:
@@ -70,7 +68,7 @@ STATES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     ),
     ORDERS: (DELETED, ("VACUUM public.orders",)),
     # The shadow has all rows.
-    COPIED: (ORDERS, (f"INSERT INTO {SHADOW} SELECT {COLUMNS} FROM public.orders",)),
+    COPIED: (ORDERS, (_COPY,)),
     # A tenth of the keys was updated since, which is recorded.
     RECORDED: (COPIED, _CHANGE),
     # The shadow has all rows, frozen.
@@ -80,9 +78,9 @@ STATES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     # And then the tenth was updated.
     CHANGED: (INDEXED, _CHANGE),
     # The shadow has all rows twice, as many as there were.
-    DOUBLED: (FROZEN, (_AGAIN, f"VACUUM (FREEZE) {SHADOW}")),
+    DOUBLED: (FROZEN, (_COPY, f"VACUUM (FREEZE) {SHADOW}")),
     # Twice as many again, and indexes: as large as what `orders` was at 4x.
-    OLD: (DOUBLED, (_AGAIN, _AGAIN, f"VACUUM (FREEZE) {SHADOW}", *(build(i, unique=False) for i in INDEXES))),
+    OLD: (DOUBLED, (_COPY, _COPY, f"VACUUM (FREEZE) {SHADOW}", *(build(i, unique=False) for i in INDEXES))),
 }
 _DROP: Final = tuple(map(drop, INDEXES))
 #: Makes such a state again what it was, when rows were copied or indexes were built.

@@ -75,6 +75,7 @@ def table(**changes: object) -> Table:
         "changed_rows": 0.0, "readable": True, "row_security": False, "columns": (column(4, 4),), "width": 1,
         "reshaped": False, "toast": None, "indexes": (),
     }  # fmt: skip
+    # Of as many types as a table has figures.
     return Table(**(values | changes))  # type: ignore[arg-type]
 
 

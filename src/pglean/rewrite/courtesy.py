@@ -19,6 +19,8 @@ from pglean.sql import query
 
 #: So many commits of others that wait for the disk are a queue; how often it is looked at; how often in vain.
 _QUEUE, _LOOK_S, _IN_VAIN = 2, 0.01, 2
+#: How long it may take to pass. Half a second took a sixth of a run beside an application that writes flat out.
+_PASSES_S = 0.2
 
 
 class Courtesy:
@@ -28,7 +30,7 @@ class Courtesy:
         self._server = server
         self._in_vain = 0
 
-    def give_way(self, conn: Connection, limit_s: float) -> bool:
+    def give_way(self, conn: Connection, limit_s: float = _PASSES_S) -> bool:
         """Wait for a queue to pass, so long at most; whether there was one that is our making.
 
         On entry and exit: no transaction. Raises `Interrupted`.

@@ -36,8 +36,6 @@ T = TypeVar("T")
 
 _TICK_S = 0.25
 _HEARTBEAT_S = 2.0
-#: How long a queue of others' commits may take to pass.
-_QUEUE_PASSES_S = 0.2
 #: A record in the change table, about; and so many of them a second that the application would notice us.
 _RECORD_BYTES, _BUSY_PER_S = 40, 200
 
@@ -424,7 +422,7 @@ class Run:
         On entry and exit: no transaction.
         """
         if self.crowded:
-            self.courtesy.give_way(conn, _QUEUE_PASSES_S)
+            self.courtesy.give_way(conn)
 
     def reach(self, point: str) -> None:
         """A named pause point, and a look at whether somebody wants us to stop."""
