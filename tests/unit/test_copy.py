@@ -74,6 +74,14 @@ def test_pieces_get_smaller_towards_the_end() -> None:
     assert max(sizes) > 10 * copy._FIRST_BLOCKS
 
 
+def test_one_worker_alone_has_no_small_pieces_at_the_end() -> None:
+    ranges = Ranges(1_000_000, 500, 4)
+    ranges.alone()
+    *sizes, _ = [end - first for first, end in take_all(ranges, 0.1)]
+    assert sizes[-1] == 5000
+    assert sizes == sorted(sizes)
+
+
 def test_chunk_that_took_no_time_at_all() -> None:
     ranges = Ranges(10_000, 500)
     taken: Any = ranges.take()

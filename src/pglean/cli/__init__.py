@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -50,6 +51,9 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
+    # What was read in stays to the end. Otherwise garbage would be looked for in all of it, several times at exit: that
+    # took a quarter as long as reading it in.
+    gc.freeze()
     sys.exit(run(arguments))
 
 

@@ -105,13 +105,20 @@ class Ranges:
             if not self._gaps:
                 return None
             first, end = self._gaps.popleft()
-            # Towards the end chunks get smaller, so that all workers finish at about the same time.
-            fair = max(self._left // (2 * self._takers), self._grain.last)
-            reached = min(first + int(min(self._size, fair)), end)
+            size = self._size
+            if self._takers > 1:
+                # Towards the end chunks get smaller, so that all workers finish at about the same time.
+                size = min(size, max(self._left // (2 * self._takers), self._grain.last))
+            reached = min(first + int(size), end)
             if reached < end:
                 self._gaps.appendleft((reached, end))
             self._left -= reached - first
             return first, reached
+
+    def alone(self) -> None:
+        """From now on one worker takes them all."""
+        with self._lock:
+            self._takers = 1
 
     def gently(self) -> None:
         """From now on make them short."""
@@ -264,6 +271,7 @@ def _copy(
     while not run.workers.stopping.is_set() and run.pause is None and ranges.handed_out < 1:
         if not crew.works(number):
             if crew.decided.is_set():
+                ranges.alone()
                 run.parallel_pays = False
                 if freezes:
                     _freeze(run, conn, ranges)
