@@ -71,7 +71,8 @@ def load(conn: Connection, oid: int) -> Table:
     Raises `TableChanged` where it no longer exists.
     """
     found = _rows(conn, "table", oid=oid)
-    if not found:
+    # Without a size it was dropped while its lock was waited for.
+    if not found or found[0]["heap_bytes"] is None:
         raise TableChanged(f"the relation with OID {oid} no longer exists")
     (row,) = found
     toast_oid = row.pop("toast_oid")

@@ -18,8 +18,8 @@ from pglean import pausepoint
 from pglean.embedded import EmbeddedServer
 from pglean.errors import LockNotObtained, PgleanError, TableChanged
 from pglean.result import Result
+from pglean.rewrite import indexes, ready
 from pglean.rewrite import job as jobs
-from pglean.rewrite import ready
 from tests.servers import Database
 from tests.support import oracle
 from tests.support.play import Background, Play, at
@@ -238,6 +238,59 @@ def test_index_dropped_while_its_twin_is_made(play: Play) -> None:
     # The second time that it comes to indexing, it is to build it.
     with at("phase: indexing", drop, nth=2):
         assert_taken_up_after(play, make)
+
+
+@pytest.mark.parametrize("catalog", ["pg_attribute", "pg_opclass"])
+def test_index_dropped_while_its_definition_is_read(play: Play, catalog: str) -> None:
+    """The server ends in an internal error then; it is as if the index had not been there, what came before stays."""
+    execute(play, "CREATE INDEX one ON t (v); CREATE INDEX two ON t (v)")
+    one, two = (play.db.scalar("SELECT %s::regclass::oid", (name,)) for name in ("one", "two"))
+    waiting = "SELECT FROM pg_locks WHERE NOT granted AND pid = %s"
+    with pglean.connect(play.db.conninfo) as database, database.server.connect("test") as conn:
+        pid = conn.info.backend_pid
+        conn.execute("BEGIN; CREATE TEMPORARY TABLE before ()")
+        # From here on neither session looks anything up that is not about the other index.
+        assert indexes._definitions(conn, [one]).keys() == {one}
+        assert play.db.fetchall(waiting, (pid,)) == []
+        other = play.db.connect(autocommit=False)
+        other.execute(sql.SQL("LOCK TABLE pg_catalog.{}").format(sql.Identifier(catalog)))
+        reading = Background(lambda: indexes._definitions(conn, [two, one]))
+        oracle.until(lambda: reading.done or bool(play.db.fetchall(waiting, (pid,))), "it stands in the middle")
+        assert not reading.done
+        other.execute("DROP INDEX two")
+        other.commit()
+        assert reading.result().keys() == {one}
+        conn.execute("TABLE before; COMMIT")
+
+
+def test_table_dropped_while_its_lock_is_waited_for(play: Play) -> None:
+    """To read its size."""
+    other = play.db.connect(autocommit=False)
+    other.execute("DROP TABLE t")
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name LIKE 'pglean %'"
+    running = Background(play.repack)
+    oracle.until(lambda: running.done or bool(play.db.fetchall(waiting)), "it waits")
+    other.commit()
+    with pytest.raises(TableChanged, match="no longer exists"):
+        running.result()
+
+
+def test_index_dropped_before_its_twin_is_made(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run has not begun to copy: it begins again, with the indexes that are there."""
+    create = indexes._create
+    execute(play, "CREATE INDEX one ON t (v)")
+
+    def drop_first(*arguments: Any) -> int:
+        pausepoint.reach("twin")
+        return create(*arguments)
+
+    monkeypatch.setattr(indexes, "_create", drop_first)
+    told: list[str] = []
+    with at("twin", lambda: execute(play, "DROP INDEX one")):
+        play.repack(on_progress=lambda progress: told.append(progress.message))
+    assert any("the run begins again" in message for message in told)
+    oracle.assert_sound(play.db, "t")
+    play.check()
 
 
 def assert_taken_up_after(play: Play, act: Callable[[], None]) -> None:

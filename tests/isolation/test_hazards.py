@@ -12,6 +12,7 @@ from functools import partial
 
 import psycopg
 import pytest
+from psycopg import sql
 
 import pglean
 from pglean import pausepoint
@@ -355,6 +356,27 @@ def test_16_snapshot_taken_after_the_copy_was_frozen(play: Play) -> None:
         play.repack()
     assert sorted(row for (row,) in old.execute("SELECT t::text FROM t")) == expected
     old.rollback()
+    play.check()
+
+
+def test_16_pages_that_nobody_came_to_use_do_not_count(play: Play) -> None:
+    """16: sessions that fill a table side by side leave some at its end, which VACUUM does not take for all-visible."""
+
+    def leave_pages() -> None:
+        # COPY extends a table by ever more pages at once (PostgreSQL 16), whether it comes to fill them or not.
+        with play.db.connect(autocommit=False) as conn:
+            (shadow,) = conn.execute("SELECT 'pglean.shadow_' || max(id) FROM pglean.job").fetchone() or ("",)
+            for _ in range(2):
+                with conn.cursor().copy(sql.SQL("COPY {} (id, u, grp) FROM STDIN").format(sql.SQL(shadow))) as copy:
+                    for number in range(20_000):
+                        copy.write_row((-number, -number, 0))
+            conn.rollback()
+
+    with at("phase: indexing", leave_pages):
+        result = play.repack(analyze=False)
+    pages, visible = play.db.fetchall("SELECT relpages, relallvisible FROM pg_class WHERE oid = 't'::regclass")[0]
+    assert visible < pages
+    assert result.frozen
     play.check()
 
 

@@ -226,12 +226,14 @@ def catcheck(server: EmbeddedServer) -> str | None:
 def assert_quiet(db: Database, table: str) -> None:
     """After a run in which nobody wrote: all pages visible to all, young relfrozenxid, no dead rows counted."""
     relations = db.fetchall(
-        "SELECT c.relname, c.relpages, c.relallvisible, age(c.relfrozenxid), mxid_age(c.relminmxid)"
+        "SELECT c.oid::regclass, c.relpages, c.relallvisible, age(c.relfrozenxid), mxid_age(c.relminmxid)"
         "  FROM pg_class t JOIN pg_class c ON c.oid IN (t.oid, t.reltoastrelid) WHERE t.oid = %s::regclass",
         (table,),
     )
     for relation, pages, visible, xids, multixacts in relations:
-        assert visible == pages, f"{relation}: {visible} of {pages} pages are visible to all"
+        # Workers that fill a table side by side may leave pages near its end that they did not come to use.
+        used = f"SELECT count(DISTINCT (ctid::text::point)[0]) FROM {relation}"
+        assert visible == pages or visible >= db.scalar(used), f"{relation}: {visible} of {pages} are visible to all"
         assert 0 <= xids < 1000, f"{relation}: age(relfrozenxid) is {xids}"
         assert 0 <= multixacts < 1000, f"{relation}: mxid_age(relminmxid) is {multixacts}"
     # Statistics arrive when the session that made them has ended, which it does on its own time.

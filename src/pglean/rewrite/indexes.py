@@ -17,6 +17,7 @@ in pglean.twin say.
 
 from __future__ import annotations
 
+from psycopg import errors as pg
 from psycopg import sql
 
 from pglean.errors import IndexesChanged, PgleanError, TableChanged
@@ -31,11 +32,15 @@ from pglean.table import Index
 #: Text of a definition, what else makes the index what it is, whether it has literals of a user's type.
 _Definition = tuple[str | None, list[object], bool]
 
+#: How often definitions are read while indexes are dropped in the middle of that.
+_READINGS = 5
+
 
 def create(conn: Connection, job: Job) -> None:
     """Make all twins, empty and not ready. On entry: an open transaction, in which the empty shadow was made.
 
-    Raises `TableChanged` where a twin would not be what its index is, psycopg's LockNotAvailable after 200 ms.
+    Raises `TableChanged` where a twin would not be what its index is, `IndexesChanged` where there are others by now,
+    psycopg's LockNotAvailable after 200 ms.
     """
     indexes = {index.oid: index for index in job.table.indexes}
     definitions = _definitions(conn, list(indexes))
@@ -45,18 +50,33 @@ def create(conn: Connection, job: Job) -> None:
         lock_types(conn)
         definitions = _definitions(conn, list(indexes))
     if definitions.keys() != indexes.keys():
-        raise TableChanged(f"indexes of {job.table.qualified_name} were changed by another session")
+        raise IndexesChanged(f"indexes of {job.table.qualified_name} were changed by another session")
     twins = {oid: _create(conn, job, indexes[oid], text) for oid, (text, _, _) in definitions.items()}
     now = _definitions(conn, [*twins.keys(), *twins.values()])
     for oid, twin in twins.items():
-        if oid not in now or now[twin][:2] != now[oid][:2]:
+        if oid not in now:
+            raise _dropped(indexes[oid])
+        if now[twin][:2] != now[oid][:2]:
             raise TableChanged(f"index {indexes[oid].name}, or what it uses, was changed by another session")
         jobs.record_twin(conn, job.id, oid, twin)
 
 
 def _definitions(conn: Connection, oids: list[int]) -> dict[int, _Definition]:
-    rows = conn.execute(query("indexes.definitions"), {"oids": oids})
-    return {oid: (text, rest, literals) for oid, text, rest, literals in rows}
+    """Of those of the indexes that are there. On entry: an open transaction.
+
+    They are not locked. The server puts a definition together from several catalogs, as they are at that moment, and
+    where somebody drops the index meanwhile it ends in an internal error. Read again, the index is gone.
+    """
+    for left in reversed(range(_READINGS)):
+        try:
+            with conn.transaction():
+                rows = conn.execute(query("indexes.definitions"), {"oids": oids}).fetchall()
+        except pg.InternalError_:
+            if not left:
+                raise
+        else:
+            return {oid: (text, rest, literals) for oid, text, rest, literals in rows}
+    raise AssertionError("unreachable")
 
 
 def _create(conn: Connection, job: Job, index: Index, text: str | None, *, postpone: bool = True) -> int:

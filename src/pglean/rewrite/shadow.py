@@ -25,6 +25,8 @@ from pglean.table import Column, Table
 _REST_MS, _REST_AFTER = 1, 2000
 #: Who holds a snapshot for longer is told, so many at the most.
 _MOMENT_S, _TOLD_HOLDERS = 1.0, 5
+#: Among so many pages lie those that nobody came to use: a table is extended by 512 of 8 kB at once, at most.
+_LAST_PAGES = 1024
 
 
 def create(conn: Connection, job: Job) -> None:
@@ -158,6 +160,17 @@ def clear_dead(run: Run, conn: Connection) -> None:
         conn.execute(sql.SQL("VACUUM (TRUNCATE true) {}").format(run.job.shadow))
 
 
+def _unused(run: Run, pages: int) -> int:
+    """How many of the shadow's last pages have no row.
+
+    Sessions that fill a table side by side extend it by several pages at once. Those that nobody came to use are left
+    near its end; VACUUM passes over them, so that they are never all-visible.
+    """
+    first = max(pages - _LAST_PAGES, 0)
+    used = sql.SQL("SELECT count(DISTINCT (ctid::text::point)[0]) FROM {} WHERE ctid >= {}::tid")
+    return pages - first - int(scalar(run.control, used.format(run.job.shadow, sql.Literal(f"({first},0)"))))
+
+
 def freeze(run: Run) -> None:
     """Vacuum and freeze the shadow, and note whether all of it is now visible to everybody.
 
@@ -171,7 +184,7 @@ def freeze(run: Run) -> None:
     assert row is not None
     pages, visible = row
     run.shadow_pages = pages
-    run.frozen = visible >= pages
+    run.frozen = visible >= pages or (pages - visible <= _LAST_PAGES and visible + _unused(run, pages) >= pages)
     if not run.frozen and visible < pages // 2 and (holders := older_snapshots(conn, _MOMENT_S)):
         told = ", ".join(holders[:_TOLD_HOLDERS])
         run.reporter.message(f"the copy cannot be frozen yet: older snapshots are held by {told}")

@@ -54,7 +54,7 @@ SELECT i.indexrelid AS oid, c.relname AS name, n.nspname AS schema, am.amname AS
                LEFT JOIN pg_type e ON e.oid = t.typelem
               WHERE t.oid = 'unknown'::regtype
                  OR t.oid >= 16384 AND NOT (t.typtype IN ('b', 'e') AND (e.oid IS NULL OR e.typtype IN ('b', 'e')))) AS foreign_literals,
-       ts.spcname AS tablespace, pg_relation_size(i.indexrelid) AS bytes
+       ts.spcname AS tablespace, coalesce(pg_relation_size(i.indexrelid), 0) AS bytes
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -64,7 +64,7 @@ SELECT i.indexrelid AS oid, c.relname AS name, n.nspname AS schema, am.amname AS
  ORDER BY i.indexrelid
 
 -- name: toast
-SELECT c.oid, i.indexrelid AS index_oid, coalesce(c.reloptions, '{}') AS options, pg_total_relation_size(c.oid) AS bytes
+SELECT c.oid, i.indexrelid AS index_oid, coalesce(c.reloptions, '{}') AS options, coalesce(pg_total_relation_size(c.oid), 0) AS bytes
   FROM pg_class c JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid
  WHERE c.oid = %(oid)s
 

@@ -28,4 +28,5 @@ SELECT i.indexrelid,
              'CREATE ' || CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END || 'INDEX ' || quote_ident(c.relname)
              || ' ON ' || CASE WHEN c.relkind = 'I' THEN 'ONLY ' ELSE '' END
              || quote_ident(n.nspname) || '.' || quote_ident(t.relname) || ' USING ' AS prefix) d
- WHERE i.indexrelid = ANY (%(oids)s::oid[])
+    -- NULL where it was dropped since this query began.
+ WHERE i.indexrelid = ANY (%(oids)s::oid[]) AND d.definition IS NOT NULL

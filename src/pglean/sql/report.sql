@@ -1,9 +1,11 @@
 -- name: sizes
 -- Heap (with its other forks), TOAST with its index, and each index of a table.
-SELECT 'heap', c.relname, pg_table_size(c.oid) - coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0)
+-- What was dropped since this query began has no size.
+SELECT 'heap', c.relname,
+       coalesce(pg_table_size(c.oid) - coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0), 0)
   FROM pg_class c WHERE c.oid = %(oid)s
 UNION ALL
-SELECT 'toast', t.relname, pg_total_relation_size(t.oid)
+SELECT 'toast', t.relname, coalesce(pg_total_relation_size(t.oid), 0)
   FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = %(oid)s
 UNION ALL
 (SELECT 'index', i.relname, coalesce(pg_relation_size(i.oid), 0)
