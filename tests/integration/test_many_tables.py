@@ -41,6 +41,25 @@ def _lookups(db: Database) -> dict[str, int]:
     return {name: int(count) for name, count in db.fetchall(_LOOKUPS)}
 
 
+def test_statistics_of_other_tables_are_not_read(db: Database) -> None:
+    """Asked for those of a table by a join, the server put its view of them together for all tables, for each index."""
+    db.execute(_MAKE)
+    db.execute(
+        "DO $$ BEGIN FOR i IN 1 .. 100 LOOP EXECUTE format('INSERT INTO t%s VALUES (1)', i); END LOOP; END $$;"
+        "CREATE TABLE orders (id int PRIMARY KEY, a int, b int);"
+        "INSERT INTO orders SELECT i, i, i FROM generate_series(1, 10000) AS i;"
+        "CREATE INDEX ON orders (a); CREATE INDEX ON orders (b); ANALYZE"
+    )
+    read = "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_sys_tables WHERE relname = 'pg_statistic'"
+    _lookups(db)
+    before = db.scalar(read)
+    with pglean.connect(db.conninfo) as database:
+        # Which index takes longest to build is asked where there are more of them than workers.
+        database.repack("orders", jobs=2, order_by="a")
+    _lookups(db)
+    assert db.scalar(read) - before < db.scalar("SELECT count(*) FROM pg_statistic")
+
+
 def test_no_catalog_is_asked_for_each_relation(db: Database) -> None:
     db.execute(_MAKE)
     db.execute("CREATE TABLE orders (id int PRIMARY KEY, v text); CREATE INDEX ON orders (v)")

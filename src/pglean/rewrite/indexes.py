@@ -106,7 +106,8 @@ def run(run: Run) -> None:
     # Where all begin at once, or none beside another, their order is no matter.
     efforts: dict[int, float] = {}
     if 1 < run.workers.count < len(run.table.indexes):
-        efforts = dict(run.control.execute(query("indexes.effort"), {"oid": run.table.oid}).fetchall())
+        found = {"oid": run.table.oid, "schema": run.table.schema, "name": run.table.name}
+        efforts = dict(run.control.execute(query("indexes.effort"), found).fetchall())
     built = jobs.twins(run.control, run.job.id)
     empty = jobs.unbuilt(run.control, run.job.id)
     indexes = sorted(

@@ -343,7 +343,7 @@ def _leading(conn: Connection, table: Table, text: str) -> _Leading | None:
         return None
     quoted = match["quoted"] is not None
     name = match["quoted"].replace('""', '"') if quoted else match["plain"].lower()
-    parameters = {"oid": table.oid, "column": name, "quoted": quoted}
+    parameters = {"oid": table.oid, "schema": table.schema, "name": table.name, "column": name, "quoted": quoted}
     row = conn.execute(query("order.column"), parameters).fetchone()
     if row is None:
         return None

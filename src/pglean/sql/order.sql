@@ -51,11 +51,10 @@ SELECT format_type(a.atttypid, -1),
        s.correlation,
        coalesce(s.histogram_bounds::text::text[], '{}') || coalesce(s.most_common_vals::text::text[], '{}')
   FROM pg_attribute a
-  JOIN pg_class c ON c.oid = a.attrelid
-  JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_collation coll ON coll.oid = a.attcollation
   LEFT JOIN pg_namespace cn ON cn.oid = coll.collnamespace
-  LEFT JOIN pg_stats s ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = a.attname AND NOT s.inherited
+  -- By the name as it was given, see `indexes.effort`.
+  LEFT JOIN pg_stats s ON s.schemaname = %(schema)s AND s.tablename = %(name)s AND s.attname = %(column)s AND NOT s.inherited
  WHERE a.attrelid = %(oid)s AND a.attname = %(column)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
    AND (%(quoted)s OR NOT EXISTS (SELECT FROM pg_get_keywords() k WHERE k.word = a.attname AND k.catcode <> 'U'))
 
