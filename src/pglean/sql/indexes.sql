@@ -26,6 +26,8 @@ SELECT i.indexrelid,
       SELECT pg_get_indexdef(i.indexrelid) AS definition,
              'CREATE ' || CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END || 'INDEX ' || quote_ident(c.relname)
              || ' ON ' || CASE WHEN c.relkind = 'I' THEN 'ONLY ' ELSE '' END
-             || quote_ident(n.nspname) || '.' || quote_ident(t.relname) || ' USING ' AS prefix) d
+             || quote_ident(n.nspname) || '.' || quote_ident(t.relname) || ' USING ' AS prefix
+      -- Or the condition below would be asked of all indexes of the database.
+      OFFSET 0) d
     -- NULL where it was dropped since this query began.
  WHERE i.indexrelid = ANY (%(oids)s::oid[]) AND d.definition IS NOT NULL
